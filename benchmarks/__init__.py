@@ -1,0 +1,1 @@
+"""Targets with known truth, metrics, comparisons and suites."""

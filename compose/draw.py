@@ -1,0 +1,217 @@
+"""Draws: samples with weights, evidence and diagnostics, which can be plotted, saved and handed on."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.compose.errors import MissingExtra
+from boltzmix.compose.variable import State, first_tensor, map_state
+
+_FORMAT = 1
+
+
+@dataclass
+class RunInfo:
+    """How a draw was made.
+
+    Attributes:
+        sampler: the sampler's class.
+        reason: why this sampler and path were taken.
+        evaluations: rows evaluated divided by n; a call at one (x, σ) is one, with or without a score;
+            probes, pilots and warm-up are counted.
+        network_rows: network rows divided by n (k conditions are k rows).
+        acceptance: mean over levels or draws.
+        divergences: proposals that were not finite.
+        ess: effective sample size of the weights before the final resampling (particles), or the smallest
+            bulk effective sample size over coordinates (chains).
+        step_size: the last one in use.
+        seconds: wall-clock time.
+        seed: what ``seed=`` was given, None for a generator's own state.
+        levels: one record per level, or nothing for chains.
+        path: ``"noise"``, ``"geometric"``, ``"exact-start"`` or "".
+        extra: what only one sampler reports.
+    """
+
+    sampler: str
+    reason: str = ""
+    evaluations: float = 0.0
+    network_rows: float = 0.0
+    acceptance: float = math.nan
+    divergences: int = 0
+    ess: float = math.nan
+    step_size: float = math.nan
+    seconds: float = 0.0
+    seed: int | None = None
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    path: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Draw:
+    """Samples of a formula.
+
+    Attributes:
+        x: ``(n, *event)``, ``(chains, draws, *event)`` from MCMC, or a dictionary of these.
+        log_weights: ``(n,)``; zeros after the default final resampling.
+        log_z: log of the integral of the formula as written, None where a member is neither normalised
+            nor calibrated.
+        log_z_se: its standard error; it cannot see modes that no particle visited.
+        info: diagnostics.
+        frames: states along the way when ``record=True`` was asked of the sampler.
+        chains: whether x has a chain dimension.
+    """
+
+    x: State
+    log_weights: Tensor
+    log_z: float | None
+    log_z_se: float | None
+    info: RunInfo
+    frames: list[State] = field(default_factory=list)
+    chains: bool = False
+
+    def __len__(self) -> int:
+        """Number of draws."""
+        return first_tensor(self.x).shape[0]
+
+    def summary(self) -> str:
+        """One paragraph for people."""
+        i = self.info
+        z = (
+            "unknown (a member is not calibrated)"
+            if self.log_z is None
+            else f"{self.log_z:.4f} ± {self.log_z_se or 0:.4f}"
+        )
+        return (
+            f"{len(self)} {'chains' if self.chains else 'draws'} by {i.sampler}: {i.reason}\n"
+            f"log Z {z}; {i.evaluations:.1f} evaluations each; acceptance {i.acceptance:.2f}; "
+            f"effective size {i.ess:.0f}; {i.divergences} divergences; {i.seconds:.1f} s"
+        )
+
+    # --------------------------------------------------------------- pictures
+
+    def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> Any:
+        """A figure of the draws: a scatter in 2-D, a sheet of images, or histograms; saved when ``path`` is given."""
+        from boltzmix.compose.pictures import plot_states
+
+        return plot_states(self._flat_states(), path, **options)
+
+    def animate(self, path: str | os.PathLike[str], *, seconds: float = 4.0, **options: Any) -> Path:
+        """A GIF of the path from the first level to the draws.
+
+        Raises:
+            ValueError: the sampler was not asked to record its path.
+        """
+        from boltzmix.compose.pictures import animate_states
+
+        if not self.frames:
+            raise ValueError("nothing was recorded: use a sampler with record=True, e.g. SMC(record=True)")
+        return animate_states([*self.frames, self._flat_states()], path, seconds=seconds, **options)
+
+    def _flat_states(self) -> State:
+        return map_state(lambda t: t.flatten(0, 1), self.x) if self.chains else self.x
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file; x, weights and, as JSON in its header, the diagnostics."""
+        from safetensors.torch import save
+
+        tensors: dict[str, Tensor] = {"log_weights": self.log_weights}
+        tensors.update({f"x/{k}": v for k, v in _named(self.x).items()})
+        for index, frame in enumerate(self.frames):
+            tensors.update({f"frame/{index:05d}/{k}": v for k, v in _named(frame).items()})
+        header = {
+            "format": _FORMAT,
+            "log_z": self.log_z,
+            "log_z_se": self.log_z_se,
+            "chains": self.chains,
+            "info": asdict(self.info),
+        }
+        payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"draw": json.dumps(header)})
+        return write_atomically(path, payload)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Draw":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a draw, or a damaged file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no draw at {path}")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = json.loads(metadata["draw"])
+            if header["format"] != _FORMAT:
+                raise ValueError(f"{path} has draw format {header['format']}, this version reads {_FORMAT}")
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a saved draw, or is damaged: {error}") from error
+        frames = sorted({key.split("/")[1] for key in tensors if key.startswith("frame/")})
+        return Draw(
+            x=_unnamed({k[2:]: v for k, v in tensors.items() if k.startswith("x/")}),
+            log_weights=tensors["log_weights"],
+            log_z=header["log_z"],
+            log_z_se=header["log_z_se"],
+            info=RunInfo(**header["info"]),
+            frames=[
+                _unnamed({k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"frame/{f}/")})
+                for f in frames
+            ],
+            chains=header["chains"],
+        )
+
+    def to_arviz(self) -> Any:
+        """An ArviZ ``InferenceData`` (particles become one chain; resample weighted draws first).
+
+        Raises:
+            MissingExtra: ArviZ is not installed.
+            ValueError: the draws still carry weights.
+        """
+        try:
+            import arviz
+        except ImportError as error:
+            raise MissingExtra('to_arviz() needs ArviZ: pip install "boltzmix[arviz]"') from error
+        if not self.chains and bool((self.log_weights != 0).any()):
+            raise ValueError("ArviZ has no weights: draw with resample=True (the default) first")
+        named = {("x" if k == "" else k): v.detach().cpu().numpy() for k, v in _named(self.x).items()}
+        posterior = named if self.chains else {k: v[None] for k, v in named.items()}
+        return arviz.from_dict(posterior=posterior, attrs={"sampler": self.info.sampler, "reason": self.info.reason})
+
+
+def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
+    """Write to a temporary name beside ``path``, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(payload)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _named(x: State) -> dict[str, Tensor]:
+    return {"": x} if isinstance(x, Tensor) else dict(x)
+
+
+def _unnamed(values: Mapping[str, Tensor]) -> State:
+    return values[""] if list(values) == [""] else dict(values)
+
+
+def zeros(n: int, like: Tensor) -> Tensor:
+    """Log-weights of resampled draws."""
+    return torch.zeros(n, dtype=like.dtype, device=like.device)

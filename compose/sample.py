@@ -1,0 +1,135 @@
+"""``sample``: from a formula to a draw."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boltzmix.compose.draw import Draw
+from boltzmix.compose.errors import MissingEnergy
+from boltzmix.compose.mixture import Mixture
+from boltzmix.compose.samplers.base import Request, Sampler, frozen
+from boltzmix.compose.samplers.mcmc import MCMC
+from boltzmix.compose.samplers.reverse import Reverse
+from boltzmix.compose.samplers.smc import SMC, Annealed
+from boltzmix.compose.term import Term
+from boltzmix.compose.variable import Variable
+
+_LARGEST_FOR_WEIGHTS = 512
+
+
+def sample(
+    target: Term,
+    n: int | None = None,
+    *,
+    sampler: Sampler | None = None,
+    chains: int | None = None,
+    init: Any = None,
+    seed: int | torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Draw:
+    """Draw from a formula.
+
+    Args:
+        target: any term; networks in it are run in evaluation mode with frozen parameters, both restored.
+        n: number of particles.
+        sampler: None takes SMC for composites with energies (Annealed beyond some hundreds of dimensions),
+            Reverse for a single score-only model, Annealed for other score-only terms; ``info.reason`` says which.
+        chains: number of chains, for MCMC; give this or ``n``.
+        init: starts ``(chains, *event)`` for MCMC; for static targets under SMC, a term to start from.
+        seed: an int, a ``torch.Generator`` or None for a fresh one; the same seed, device and target give the
+            same numbers.
+        device: where states live; by default where the target's parameters are.
+        dtype: of the states; by default that of the target's parameters.
+        progress: show a bar; None shows it on a terminal.
+        checkpoint: a file that makes a long run resumable, bit for bit, after it was killed.
+
+    Returns:
+        A :class:`Draw`.
+
+    Raises:
+        ValueError: settings that contradict each other.
+        MissingEnergy: a sampler that needs energies, on a score-only term.
+        NotNormalizable: a composite without a finite integral.
+
+    Example:
+        >>> import torch
+        >>> from boltzmix.compose.gaussian import Gaussian
+        >>> draw = sample(Gaussian(torch.zeros(2), 1.0) * Gaussian(torch.ones(2), 1.0), 1000, seed=0)
+        >>> import math
+        >>> draw.info.sampler, abs(draw.log_z + math.log(4 * math.pi) + 0.5) < 0.1
+        ('SMC', True)
+    """
+    if not isinstance(target, Term):
+        raise TypeError(f"sample() draws from a term, got {type(target).__name__}; wrap it with boltzmix.term(...)")
+    if isinstance(sampler, type):
+        raise TypeError(f"sampler is an instance, got the class {sampler.__name__}; write {sampler.__name__}()")
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler is one of SMC(), Annealed(), AIS(), Reverse(), MCMC(), got {type(sampler).__name__}")
+    if (n is None) == (chains is None):
+        raise ValueError("say how much to draw: n= particles, or chains= for MCMC, and not both")
+    if sampler is None:
+        sampler, reason = choose_sampler(target, chains is not None)
+    else:
+        reason = "as asked"
+    if isinstance(sampler, MCMC) != (chains is not None):
+        wanted = "chains=" if isinstance(sampler, MCMC) else "n="
+        raise ValueError(f"{type(sampler).__name__} takes {wanted}, the number of its draws is its own setting")
+    count = chains if n is None else n
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"the number of draws is a positive int, got {count!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype is a floating-point dtype, got {dtype}")
+    if init is not None and not isinstance(sampler, MCMC) and not isinstance(init, Term):
+        raise TypeError(
+            f"init for {type(sampler).__name__} is a normalised term to start from, got {type(init).__name__}"
+        )
+    generator, number = as_generator(seed, device)
+    request = Request(
+        term=target, n=count, generator=generator, seed=number, reason=reason, dtype=dtype, device=device,
+        init=init, progress=progress, checkpoint=None if checkpoint is None else Path(checkpoint),
+    )  # fmt: skip
+    with frozen(target), torch.no_grad():
+        return sampler.run(request)
+
+
+def choose_sampler(target: Term, chains: bool) -> tuple[Sampler, str]:
+    """The default sampler for a target, and why."""
+    if chains:
+        return MCMC(), "chains were asked for"
+    if isinstance(target, Mixture) and not target.has_energy:
+        inner, why = choose_sampler(target._terms()[0], False)
+        return inner, f"a mixture of score-only members: {why}"
+    variables = target.variables
+    shapes = [variables.shape] if isinstance(variables, Variable) else [v.shape for v in variables.values()]
+    dim = sum(torch.Size(s).numel() for s in shapes)
+    if target.has_energy:
+        if dim > _LARGEST_FOR_WEIGHTS and target.path != "static" and not target.samplable:
+            return Annealed(), f"weights degenerate in {dim} dimensions, so annealed MCMC without weights"
+        return SMC(), "energies are known, so SMC with weights"
+    if target.path == "noised":
+        return Reverse(), "a single score-only diffusion, so reverse diffusion"
+    if target.path == "annealed" and target.has_score:
+        return Annealed(), "a score-only composite, so annealed MCMC"
+    raise MissingEnergy(
+        f"{target.name()} is static and score-only: there is no path and no energy; run chains with "
+        "MCMC(UHMC(step_size=…)) and say how biased they may be"
+    )
+
+
+def as_generator(
+    seed: int | torch.Generator | None, device: torch.device | str | None
+) -> tuple[torch.Generator, int | None]:
+    """The generator to use and the seed to record."""
+    if isinstance(seed, torch.Generator):
+        return seed, None
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed is an int, a torch.Generator or None, got {type(seed).__name__}")
+    generator = torch.Generator(device="cpu" if device is None else device)
+    number = int(torch.randint(2**31, ()).item()) if seed is None else seed
+    generator.manual_seed(number)
+    return generator, number

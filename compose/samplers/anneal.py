@@ -1,0 +1,272 @@
+r"""The loop that SMC, AIS and annealed MCMC share: down a path, reweigh, resample, move.
+
+At each level the particles are carried to the next density, weighed by the ratio of the two, resampled
+when the weights are uneven, and moved by a kernel that leaves the new density invariant. Annealed MCMC
+leaves out the weights, AIS the resampling.
+
+*Carrying.* On the noise path of a composite whose exponents sum to W, the cloud's variance per coordinate
+shrinks like :math:`v' = v - (\sigma^2 - \sigma'^2) / W`. The particles are contracted about their mean by
+:math:`\sqrt{v'/v}` and the Jacobian enters the weights, which removes most of the cost of the large noise
+levels (a deterministic move inside an SMC sampler: Del Moral, Doucet and Jasra, 2006, section 2; Arbel,
+Matthews and Doucet, 2021). Mean and variance for one half of the particles come from the other half:
+fitted on the particles that they move, log Z would be biased by about D/N per level.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.compose.errors import NonFinite, NotNormalizable
+from boltzmix.compose.kernels.base import Kernel, State, Tune, draw_noise
+from boltzmix.compose.samplers.particles import Cloud
+from boltzmix.compose.samplers.path import NoisePath, Path, Point, strength
+
+
+@dataclass
+class Plan:
+    """How to go down a path.
+
+    Args:
+        kernel: what moves the particles.
+        levels: ``"adaptive"``, or the values of u ∈ (0, 1] to visit, the last of which is 1.
+        cess: conditional effective sample size to aim at per level, as a fraction.
+        ess_threshold: resample when the effective sample size falls below this fraction; 0 never does.
+        moves: kernel steps at each level.
+        weigh: whether to compute weights and log Z.
+        max_levels: give up beyond this many levels.
+        step_sizes: fixed step size for a level's description, instead of adaptation.
+    """
+
+    kernel: Kernel
+    levels: str | Sequence[float] = "adaptive"
+    cess: float = 0.98
+    ess_threshold: float = 0.5
+    moves: int = 1
+    weigh: bool = True
+    max_levels: int = 1000
+    step_sizes: Callable[[dict[str, float]], float] | None = None
+    record: bool = False
+
+
+@dataclass
+class Descent:
+    """Where a run stands; everything that resuming needs."""
+
+    point: Point
+    cloud: Cloud
+    u: float
+    increment: float
+    step_size: float
+    levels: list[dict[str, Any]] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
+
+
+def begin(path: Path, plan: Plan, n: int, generator: torch.Generator | None) -> Descent:
+    """Draw the start and weigh it against the path's first density."""
+    x, log_density = path.start(n, generator)
+    point = path.evaluate(x, 0.0)
+    cloud = Cloud.uniform(n, x)
+    if plan.weigh:
+        increments = -point.energy - log_density.to(point.energy)
+        _require_weights(path, increments, 0.0)
+        cloud.reweigh(increments)
+    guess = plan.kernel.step_size or plan.kernel.initial_step_size(path.view.dim)
+    return Descent(point, cloud, 0.0, 0.02, guess)
+
+
+def descend(
+    path: Path,
+    plan: Plan,
+    run: Descent,
+    generator: torch.Generator | None,
+    progress: Callable[[float, str], None] | None = None,
+    save: Callable[[Descent], None] | None = None,
+) -> Descent:
+    """Go on from where ``run`` stands to u = 1.
+
+    Raises:
+        NotNormalizable: the particles escape, or the level cap is reached.
+        NonFinite: no particle has a finite weight.
+    """
+    width = _spread(run.point.x)
+    while run.u < 1.0:
+        clock, rows = time.perf_counter(), path.view.counter.rows
+        if len(run.levels) >= plan.max_levels:
+            raise NotNormalizable(
+                f"{path.view.original.name()}: after {plan.max_levels} levels the path is at "
+                f"{_words(path.describe(run.u))}; the composite may have no finite integral, or raise max_levels"
+            )
+        conditional = _advance(path, plan, run)
+        ess = run.cloud.ess / len(run.point.x) if plan.weigh else 1.0
+        if plan.weigh and ess < plan.ess_threshold:
+            run.point = run.point.select(run.cloud.resample(generator))
+        acceptance, divergences = move(path, plan, run, generator, plan.moves)
+        run.levels.append(
+            {
+                "u": run.u,
+                **path.describe(run.u),
+                "conditional_ess": conditional,
+                "ess": ess,
+                "acceptance": acceptance,
+                "divergences": divergences,
+                "step_size": run.step_size,
+                "evaluations": (path.view.counter.rows - rows) / len(run.point.x),
+                "seconds": time.perf_counter() - clock,
+            }
+        )
+        now = _spread(run.point.x)
+        if not math.isfinite(now) or now > 100 * width:
+            raise NotNormalizable(
+                f"{path.view.original.name()}: at {_words(path.describe(run.u))} the particles spread over {now:.3g}, "
+                f"{now / width:.3g} times the start; the composite has no finite integral along its path. "
+                "Use bounded_negation(p, q, alpha), or a smaller exponent on the quotient"
+            )
+        if plan.record:
+            run.frames.append(run.point.x.clone())
+        if progress is not None:
+            progress(run.u, f"{_words(path.describe(run.u))}, ESS {ess:.2f}, acceptance {acceptance:.2f}")
+        if save is not None:
+            save(run)
+    return run
+
+
+def move(path: Path, plan: Plan, run: Descent, generator: torch.Generator | None, steps: int) -> tuple[float, int]:
+    """Kernel steps at the current level, adapting the step size; mean acceptance and divergences."""
+    mass = _variance(run.point.x, run.cloud.weights)
+    target = path.target(run.u)
+    acceptance, divergences = 1.0, 0
+    for _ in range(steps):
+        size = run.step_size
+        if plan.step_sizes is not None:
+            size = plan.step_sizes(path.describe(run.u))
+        tune = Tune(torch.as_tensor(size, dtype=run.point.x.dtype), mass if plan.kernel.step_size is None else None)
+        before = run.point
+        state = State(before.x, before.energy, before.score)
+        state, info = plan.kernel.step(target, state, tune, draw_noise(before.x, generator))
+        run.point = path.after(before, state.x, state.energy, state.score, info.accepted)
+        acceptance = float(info.acceptance.mean())
+        divergences += int(info.divergent.sum())
+        if plan.kernel.step_size is None:
+            change = acceptance - plan.kernel.target_acceptance
+            run.step_size = min(max(run.step_size * math.exp(change), 1e-6), 10.0)
+    return acceptance, divergences
+
+
+def _advance(path: Path, plan: Plan, run: Descent) -> float:
+    """Carry the particles to the next level and weigh them; the conditional effective fraction."""
+    if isinstance(plan.levels, str):
+        return _advance_adaptively(path, plan, run)
+    following = next(u for u in plan.levels if u > run.u)
+    if not plan.weigh:
+        run.point, run.u = path.shift(run.point, following), following
+        return 1.0
+    point, increments = _carry(path, run, following)
+    conditional = run.cloud.conditional_ess(increments)
+    _require_weights(path, increments, following)
+    run.cloud.reweigh(_finite(increments))
+    run.point, run.u = point, following
+    return conditional
+
+
+def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
+    """The step in u is controlled so that −log of the conditional fraction stays near its aim.
+
+    The full evaluation at the next level is itself the probe; a level that turns out much too bold is
+    given up, its evaluations counted, and a shorter one tried.
+    """
+    aim = -math.log(plan.cess)
+    step = run.increment
+    for _ in range(40):
+        following = min(1.0, run.u + step)
+        point, increments = _carry(path, run, following)
+        conditional = run.cloud.conditional_ess(increments)
+        cost = -math.log(conditional) if conditional > 0 else math.inf
+        if cost <= (2.0 if following < 1.0 else 1.3) * aim:
+            break
+        step = (following - run.u) * (max(0.2, 0.9 * math.sqrt(aim / cost)) if math.isfinite(cost) else 0.2)
+        if run.u + step == run.u:
+            raise NonFinite(
+                f"{path.view.original.name()}: no step from {_words(path.describe(run.u))} keeps finite weights; "
+                "its energies jump there"
+            )
+    _require_weights(path, increments, following)  # pyright: ignore[reportPossiblyUnboundVariable]
+    run.increment = (following - run.u) * min(3.0, max(0.4, math.sqrt(aim / max(cost, 1e-12))))  # pyright: ignore[reportPossiblyUnboundVariable]
+    run.cloud.reweigh(_finite(increments))  # pyright: ignore[reportPossiblyUnboundVariable]
+    run.point, run.u = point, following  # pyright: ignore[reportPossiblyUnboundVariable]
+    return conditional  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def _carry(path: Path, run: Descent, following: float) -> tuple[Point, Tensor]:
+    """The particles at the next level, contracted where that helps, and their log-weight increments."""
+    n, dim = run.point.x.shape
+    if not isinstance(path, NoisePath) or path.late or path.view.per_row or n < 64:
+        point = path.shift(run.point, following)
+        return point, run.point.energy - point.energy
+    now, then = path.level(run.u) or 0.0, path.level(following) or 0.0
+    total = strength(path.view.term, now)
+    x, log_det = contract(run.point.x, run.cloud.weights, (now**2 - then**2) / total, isotropic=n < 16 * dim)
+    point = path.evaluate(x, following)
+    return point, run.point.energy - point.energy + log_det
+
+
+def contract(x: Tensor, weights: Tensor, loss: float, isotropic: bool) -> tuple[Tensor, Tensor]:
+    """Contract each half of the particles about the other half's mean, so that variances fall by ``loss``."""
+    odd = torch.arange(len(x), device=x.device) % 2 == 1
+    moved, log_det = torch.empty_like(x), x.new_empty(len(x))
+    for half in (odd, ~odd):
+        others = weights[~half]
+        others = others / others.sum()
+        mean = (others[:, None] * x[~half].double()).sum(0)
+        variance = (others[:, None] * (x[~half].double() - mean) ** 2).sum(0)
+        if isotropic:
+            variance = variance.mean().expand_as(variance)
+        scale = (1.0 - loss / variance).clamp(0.2, 1.0).sqrt().to(x)
+        mean = mean.to(x)
+        moved[half] = mean + scale * (x[half] - mean)
+        log_det[half] = scale.log().sum()
+    return moved, log_det
+
+
+def _variance(x: Tensor, weights: Tensor) -> Tensor:
+    """Weighted variance for each coordinate: the inverse mass."""
+    w = weights.to(x)[:, None]
+    mean = (w * x).sum(0)
+    variance = (w * (x - mean) ** 2).sum(0)
+    if len(x) < 4 * x.shape[1]:  # too few particles for a variance of their own: shrink to the mean
+        variance = 0.1 * variance + 0.9 * variance.mean()
+    top = float(variance.max())
+    return variance.clamp(min=1e-10 * top) if top > 0 else torch.ones_like(variance)
+
+
+def _spread(x: Tensor) -> float:
+    """Root mean square distance from the mean."""
+    centred = (x - x.mean(0)).double()
+    return math.sqrt(float((centred**2).sum(1).mean()) + 1e-300)
+
+
+def _finite(increments: Tensor) -> Tensor:
+    """Increments with NaN as zero weight: a point whose density is undefined there cannot be kept."""
+    return torch.where(torch.isnan(increments), -torch.inf, increments)
+
+
+def _require_weights(path: Path, increments: Tensor, u: float) -> None:
+    infinite = int((increments == torch.inf).sum())
+    where = _words(path.describe(u))
+    if infinite:
+        raise NotNormalizable(
+            f"{path.view.original.name()}: {infinite} of {len(increments)} particles meet an infinite density at "
+            f"{where}, so it has no finite integral there; a quotient divides by zero, use bounded_negation instead"
+        )
+    if not bool(torch.isfinite(increments).any()):
+        raise NonFinite(
+            f"{path.view.original.name()}: no particle has a finite weight at {where}; the densities may not overlap"
+        )
+
+
+def _words(level: dict[str, float]) -> str:
+    return f"sigma={level['sigma']:.3g}, weight {level['weight']:.3g}"

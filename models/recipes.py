@@ -1,0 +1,213 @@
+"""The committed recipes behind the weights that ship: ``python -m boltzmix train NAME``.
+
+Each recipe is an architecture, a stream or set of data and the settings of :func:`boltzmix.models.fit`. The four 2-D
+models never see each other's data: their products are compositions of independently trained networks.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.models import data
+from boltzmix.models.fit import Data, FitResult, fit
+from boltzmix.models.load import build, save
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one set of weights is made.
+
+    Attributes:
+        spec: the architecture, as :func:`boltzmix.models.load.build` takes it.
+        settings: arguments of :func:`boltzmix.models.fit`.
+        data: makes what ``fit`` takes as data.
+        judge: figures about the trained model, for the JSON beside the weights.
+    """
+
+    spec: dict[str, Any]
+    settings: dict[str, Any]
+    data: Callable[[], Data]
+    judge: Callable[[Any], dict[str, Any]] = field(default=lambda model: {})
+
+
+def _toy(name: str, sigma_data: float, sigma_detail: float, low: float) -> Recipe:
+    arguments = {
+        "event_shape": [2],
+        "sigma_data": sigma_data,
+        "sigma_detail": sigma_detail,
+        "sigma_range": [low, 10.0],
+        "noise": [-1.2, 1.8],
+        "level_weight": 0.5,
+        "calibrated": True,  # judged: the integral of exp(−E) on a grid, "log_z_on_grid" beside the weights
+    }
+    net = {"class": "MLP", "arguments": {"dim": 2, "hidden": 128, "depth": 3, "out": 1}}
+    return Recipe(
+        {"class": "EnergyDiffusion", "arguments": arguments, "net": net},
+        {"steps": 8_000, "batch_size": 1024, "lr": 2e-3, "ema": 0.999},
+        lambda: getattr(data, name),
+        lambda model: _judge_toy(model, getattr(data, name)),
+    )
+
+
+def _judge_toy(model: Any, draw: Callable[[int, torch.Generator], Tensor]) -> dict[str, Any]:
+    """The integral of exp(−E) on a grid: log Z is 0 when the energy is −log p."""
+    axis = torch.linspace(-3, 3, 1201)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        energy = torch.cat([model.energy(rows) for rows in grid.split(1 << 17)])
+    cell = 2 * math.log(6 / 1200)
+    log_z = torch.logsumexp(-energy.double(), 0) + cell
+    x = draw(20_000, torch.Generator().manual_seed(1))
+    x = x + model.sigma_range[0] * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        return {"log_z_on_grid": float(log_z), "held_out_nll": float(model.energy(x).double().mean() + log_z)}
+
+
+def _digits() -> Recipe:
+    arguments = {
+        "event_shape": [1, 8, 8],
+        "num_classes": 10,
+        "sigma_data": 0.55,
+        "sigma_detail": 0.05,
+        "sigma_range": [0.03, 20.0],
+        "noise": [-0.8, 1.3],
+        "dropout": 0.15,
+        "level_weight": 0.05,
+    }
+    net = {"class": "UNet", "arguments": {"channels": 1, "hidden": [32, 64], "num_classes": 10}}
+    return Recipe(
+        {"class": "EnergyDiffusion", "arguments": arguments, "net": net},
+        {"steps": 6_000, "batch_size": 128, "lr": 2e-3, "ema": 0.999},
+        lambda: data.digits("train"),
+        _judge_digits,
+    )
+
+
+def _judge_digits(model: Any) -> dict[str, Any]:
+    """Loss on held-out digits beside that on training digits, and Bayes' rule with the class energies."""
+    (train, train_label), (test, test_label) = data.digits("train"), data.digits("test")
+    figures: dict[str, Any] = {}
+    for split, x, label in (("train", train[:359], train_label[:359]), ("held_out", test, test_label)):
+        batch = x.repeat(8, 1, 1, 1), label.repeat(8)
+        figures[f"{split}_loss"] = float(model.loss(batch, torch.Generator().manual_seed(0)).detach())
+    for sigma in (0.03, 0.2):
+        noisy = test + sigma * torch.randn(test.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            energies = torch.stack([model.given(label=k).energy(noisy, sigma) for k in range(10)])
+        right = (energies.argmin(0) == test_label).float().mean()
+        figures[f"held_out_accuracy_by_energy_at_{sigma:g}"] = float(right)
+    return figures
+
+
+def _classifier() -> Recipe:
+    return Recipe(
+        {"class": "Classifier", "arguments": {}},
+        {"steps": 2_000, "batch_size": 128, "lr": 3e-3, "ema": 0.995, "weight_decay": 0.01},
+        lambda: data.digits("train"),
+        _judge_classifier,
+    )
+
+
+def _judge_classifier(model: Any) -> dict[str, Any]:
+    x, label = data.digits("test")
+    right = model.predict(x) == label
+    by_class = [float(right[label == k].float().mean()) for k in range(10)]
+    return {"held_out_images": len(x), "held_out_accuracy": float(right.float().mean()), "by_class": by_class}
+
+
+RECIPES: dict[str, Recipe] = {
+    "ring": _toy("ring", 0.7, 0.15, 0.01),
+    "line": _toy("line", 0.5, 0.25, 0.01),
+    "circle": _toy("circle", 0.35, 0.03, 0.005),
+    "bar": _toy("bar", 0.4, 0.02, 0.005),
+    "digits": _digits(),
+    "digits-classifier": _classifier(),
+}
+NAMES = tuple(RECIPES)
+
+
+def thin(history: list[dict[str, float]], most: int = 20) -> list[list[float]]:
+    """At most ``most`` pairs (step, loss), evenly spaced, the last included: the training curve for the JSON."""
+    every = max(1, math.ceil(len(history) / most))
+    kept = history[::-1][::every][::-1]
+    return [[record["step"], round(record["loss"], 5)] for record in kept]
+
+
+def train(
+    name: str,
+    out: str | os.PathLike[str] = "runs/weights",
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    checkpoint: bool = True,
+) -> FitResult:
+    """Train one recipe and write ``OUT/NAME.safetensors`` and ``OUT/NAME.json``.
+
+    Args:
+        name: one of :data:`NAMES`.
+        out: directory; ``load(name, out)`` reads it.
+        steps: fewer or more steps than the recipe's.
+        seed: seeds the initial weights, the data order and the noise.
+        progress: as in :func:`boltzmix.models.fit`.
+        checkpoint: keep ``OUT/NAME.checkpoint`` while training, so that a killed run resumes exactly.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(NAMES)}")
+    recipe, folder = RECIPES[name], Path(out)
+    settings = {**recipe.settings, "seed": seed, **({} if steps is None else {"steps": steps})}
+    source = recipe.data()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = build(recipe.spec)
+    if hasattr(model, "core"):
+        sample: Any = source(100_000, torch.Generator().manual_seed(seed)) if callable(source) else source[0]
+        # Digits are centred at their mean image, toys at their mean.
+        model.core.loc.copy_(sample.mean(0))
+    partial = folder / f"{name}.checkpoint"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = fit(
+        model,
+        source,
+        **settings,
+        checkpoint=partial if checkpoint else None,
+        metrics=folder / f"{name}.jsonl",
+        log_every=100,
+        progress=progress,
+    )
+    model.eval()
+    command = f"python -m boltzmix train {name}"
+    if steps is not None:
+        command += f" --steps {steps}"
+    if seed:
+        command += f" --seed {seed}"
+    metrics = {
+        "steps": result.steps,
+        "loss": result.loss,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(result.seconds, 1),
+        **recipe.judge(model),
+    }
+    save(
+        model,
+        name,
+        folder,
+        recipe.spec,
+        command=command,
+        seed=seed,
+        settings=settings,
+        metrics=metrics,
+        history=thin(result.history),
+        torch=torch.__version__,
+    )
+    partial.unlink(missing_ok=True)
+    return result
