@@ -2,25 +2,28 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.linalg import LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 from boltzmix.compose.errors import SamplingWarning
-from boltzmix.compose.term import Normalized, Term, score_from_energy
-from boltzmix.compose.variable import State, Variable
+from boltzmix.compose.term import Normalized, Term
+from boltzmix.compose.variable import State, Variable, Variables, first_tensor, map_state
 
 KINDS = ("log_prob", "energy", "score")
-_ROW_ERRORS = (torch.linalg.LinAlgError, ValueError, RuntimeError)
+_ROW_ERRORS = (ValueError, RuntimeError)  # torch's LinAlgError is a RuntimeError
 
 
 class Function(Term):
     """A user's function as a term; made by :func:`term`.
 
     A batch in which the function raises is halved until the rows at fault are found; these become NaN,
-    which samplers reject and count.
+    which samplers reject and count. A function that raises for every row, and has never worked for such
+    states, is mistaken: its own error is raised again.
     """
 
     calibrated = True
@@ -29,7 +32,7 @@ class Function(Term):
         self,
         fn: Callable[..., Any],
         kind: str,
-        event_shape: tuple[int, ...],
+        variables: Variables,
         path: str,
         **flags: Any,
     ) -> None:
@@ -37,74 +40,113 @@ class Function(Term):
         super().__init__()
         self.fn = fn
         self.kind = kind
-        self.variables = Variable(event_shape, support=flags.pop("support", "real"))
+        self.variables = variables
         self.path = path  # pyright: ignore[reportAttributeAccessIssue]
         if path == "annealed":
             self.path_reason = "it was declared annealed"
         self.has_energy = kind != "score"
         if "sigma_range" in flags:
             low, high = flags.pop("sigma_range")
+            if not 0 <= float(low) <= float(high):
+                raise ValueError(f"sigma_range is (low, high) with 0 <= low <= high, got {(low, high)}")
             self.sigma_range = (float(low), float(high))
         self.normalized = bool(flags.pop("normalized", False))
         self._label = flags.pop("name", None) or getattr(fn, "__name__", type(fn).__name__)
         over = flags.pop("normalized_over", None)
         if over is not None:
-            self.normalized_over = frozenset(over)
+            names = set(variables) if isinstance(variables, Mapping) else {"x"}
+            over = {over} if isinstance(over, str) else set(over)
+            if not over or over - names:
+                raise ValueError(f"normalized_over names variables among {sorted(names)}, got {sorted(over)}")
+            self.normalized = self.normalized or over == names
+            self.normalized_over = None if self.normalized else frozenset(over)
         if flags:
-            raise TypeError(f"term() got unknown hints {sorted(flags)}")
+            raise TypeError(
+                f"term() got unknown hints {sorted(flags)}; a function takes path, sigma_range, normalized, "
+                "normalized_over, support and name"
+            )
         self._warned = False
+        self._worked: set[tuple[torch.dtype, torch.device]] = set()
 
     def key(self) -> Hashable:
         """The function itself: the same function wrapped twice is one term."""
-        return ("function", id(self.fn), self.kind, self.path, self.variables)  # pyright: ignore[reportReturnType]
+        own = self.variables
+        scope = own if isinstance(own, Variable) else tuple(own.items())
+        return ("function", id(self.fn), self.kind, self.path, self.sigma_range, scope)
 
     def name(self) -> str:
         """The function's name."""
         return str(self._label)
 
-    def _call(self, x: Tensor, sigma: Tensor | None) -> Tensor:
+    def _call(self, x: State, sigma: Any) -> State:
         if self.path == "static":
-            value = self.fn(x)
-        else:
-            value = self.fn(x, torch.zeros((), dtype=x.dtype, device=x.device) if sigma is None else sigma)
-        expected = tuple(x.shape) if self.kind == "score" else (x.shape[0],)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{self.name()} must return a tensor, got {type(value).__name__}")
-        if tuple(value.shape) != expected:
-            raise ValueError(
-                f"{self.name()} must return shape {expected} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
-                + ("; sum over the event dimensions" if self.kind != "score" else "")
-            )
-        if value.dtype != x.dtype:
-            raise TypeError(
-                f"{self.name()} returned {value.dtype} for x of {x.dtype}; make its constants {x.dtype}, or sample "
-                f"with dtype={value.dtype}"
-            )
+            return self.fn(x)
+        if sigma is None:
+            like = first_tensor(x)
+            sigma = torch.full((), self.sigma_range[0], dtype=like.dtype, device=like.device)
+        return self.fn(x, sigma)
+
+    def _checked(self, value: Any, x: State) -> Any:
+        """Refuse results of the wrong type, shape or dtype: mistakes in the function, not in the data."""
+        if self.kind == "score" and not isinstance(x, Tensor):
+            if not isinstance(value, Mapping) or set(value) != set(x):
+                raise TypeError(f"{self.name()} must return a dictionary of scores for {sorted(x)}, got {value!r:.80}")
+            for name, part in value.items():
+                self._checked_tensor(part, tuple(x[name].shape), x[name])
+            return value
+        like = first_tensor(x)
+        self._checked_tensor(value, tuple(like.shape) if self.kind == "score" else (like.shape[0],), like)
         return value
 
-    def _guarded(self, x: Tensor, sigma: Tensor | None) -> Tensor:
-        try:
-            return self._call(x, sigma)
-        except _ROW_ERRORS as error:
-            if x.shape[0] <= 1 and not isinstance(error, torch.linalg.LinAlgError):
-                raise
-            values, failed = self._split(x, sigma)
-            if failed == x.shape[0] and not isinstance(error, torch.linalg.LinAlgError):
-                raise  # no row works: a mistake in the function, not in the data
-            return values
+    def _checked_tensor(self, value: Any, expected: tuple[int, ...], like: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self.name()} must return a tensor of shape {expected}, got {type(value).__name__}")
+        if tuple(value.shape) != expected:
+            raise ValueError(
+                f"{self.name()} must return shape {expected} for x of shape {tuple(like.shape)}, got "
+                f"{tuple(value.shape)}"
+                + ("; sum over the event dimensions, or use value[:, 0]" if self.kind != "score" else "")
+            )
+        if like.is_floating_point() and value.dtype != like.dtype:
+            raise TypeError(
+                f"{self.name()} returned {value.dtype} for x of {like.dtype}; make its constants {like.dtype}, or "
+                f"sample with dtype={value.dtype}"
+            )
 
-    def _split(self, x: Tensor, sigma: Tensor | None) -> tuple[Tensor, int]:
+    def _guarded(self, x: State, sigma: Any) -> Any:
+        like = first_tensor(x)
         try:
-            return self._call(x, sigma), 0
+            value = self._call(x, sigma)
         except _ROW_ERRORS as error:
-            if x.shape[0] <= 1:
-                return self._not_a_number(x, error), 1
-            half = x.shape[0] // 2
-            left, a = self._split(x[:half], _rows(sigma, slice(0, half)))
-            right, b = self._split(x[half:], _rows(sigma, slice(half, None)))
-            return torch.cat([left, right]), a + b
+            value, failed = self._split(x, sigma, error)
+            if failed == like.shape[0] and not isinstance(error, LinAlgError):
+                if (like.dtype, like.device) not in self._worked:
+                    raise  # no row works, and none ever did: a mistake in the function, not in the data
+                self._warn(error)
+            return value
+        self._worked.add((like.dtype, like.device))
+        return self._checked(value, x)
 
-    def _not_a_number(self, x: Tensor, error: Exception) -> Tensor:
+    def _split(self, x: State, sigma: Any, error: Exception) -> tuple[Any, int]:
+        """Halve a batch that raised ``error``; the values and the number of rows that raise alone."""
+        n = first_tensor(x).shape[0]
+        if n <= 1:
+            return self._not_a_number(x), n
+        parts, failed = [], 0
+        for rows in (slice(0, n // 2), slice(n // 2, None)):
+            half, level = map_state(lambda t, r=rows: t[r], x), _rows(sigma, rows)
+            try:
+                part = self._checked(self._call(half, level), half)
+            except _ROW_ERRORS as inner:
+                part, count = self._split(half, level, inner)
+                failed += count
+            parts.append(part)
+        if failed < n:
+            self._warn(error)
+        joined = parts[0]
+        return (torch.cat(parts) if isinstance(joined, Tensor) else map_state(lambda *t: torch.cat(t), *parts)), failed
+
+    def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -112,21 +154,18 @@ class Function(Term):
                 SamplingWarning,
                 stacklevel=2,
             )
-        return x * torch.nan if self.kind == "score" else (x * torch.nan).flatten(1).sum(1)
 
-    def _energy(self, x: Any, sigma: Any) -> Tensor:
+    def _not_a_number(self, x: State) -> Any:
+        if self.kind == "score":
+            return map_state(lambda t: t * torch.nan, x)
+        total = [(t * torch.nan).flatten(1).sum(1) for t in ([x] if isinstance(x, Tensor) else x.values())]
+        return total[0] if len(total) == 1 else torch.stack(total).sum(0)
+
+    def _energy(self, x: State, sigma: Any) -> Tensor:
         value = self._guarded(x, sigma)
         return value.neg() if self.kind == "log_prob" else value
 
-    def _energy_and_score(self, x: Any, sigma: Any) -> tuple[Tensor, State]:
-        keep = torch.is_grad_enabled() and self._needs_graph(x)
-        with torch.enable_grad():
-            leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
-            energy = self._energy(leaf, sigma)
-            score = score_from_energy(energy, leaf, keep, self)
-        return (energy if keep else energy.detach()), score
-
-    def _score(self, x: Any, sigma: Any) -> State:
+    def _score(self, x: State, sigma: Any) -> State:
         if self.kind == "score":
             return self._guarded(x, sigma)
         return self._energy_and_score(x, sigma)[1]
@@ -136,7 +175,8 @@ class Distribution(Normalized):
     """A ``torch.distributions`` object over real vectors: static, normalised, sampled with its own sampler.
 
     Points outside the support have energy +inf. An event of shape () becomes ``(1,)``; a distribution
-    with a batch shape is refused unless ``Independent`` makes the batch an event.
+    with a batch shape is refused unless ``Independent`` makes the batch an event. States must have the
+    distribution's dtype: ``.to(dtype)`` does not reach into it.
     """
 
     samplable = True
@@ -149,11 +189,13 @@ class Distribution(Normalized):
                 f"{type(distribution).__name__} has batch shape {tuple(distribution.batch_shape)}; wrap it in "
                 "torch.distributions.Independent to make it an event"
             )
-        if distribution.support.is_discrete:  # pyright: ignore[reportOptionalMemberAccess]
+        support: Any = distribution.support
+        if support.is_discrete:
             raise TypeError(f"{type(distribution).__name__} is discrete; gradient samplers need real variables")
         self.distribution = distribution
         self._scalar = not distribution.event_shape
-        self.variables = Variable(tuple(distribution.event_shape) or (1,))
+        kind = _support_name(support)
+        self.variables = Variable(tuple(distribution.event_shape) or (1,), kind, self._draw(1, 0).dtype)
 
     def key(self) -> Hashable:
         """The distribution object."""
@@ -168,26 +210,32 @@ class Distribution(Normalized):
         support: Any = self.distribution.support
         inside = support.check(point)
         if bool(inside.all()):
-            return self._log_prob(point, x).neg()
+            return self.distribution.log_prob(point).neg()
         rows = inside.nonzero()[:, 0]
-        outside = torch.full((x.shape[0],), torch.inf, dtype=x.dtype, device=x.device)
-        if not len(rows):
-            return outside + 0 * torch.zeros_like(x).sum()
-        return outside.index_put((rows,), self._log_prob(point[rows], x).neg())
-
-    def _log_prob(self, point: Tensor, x: Tensor) -> Tensor:
-        value = self.distribution.log_prob(point)
-        if value.dtype != x.dtype:
-            raise TypeError(f"{self.name()} has {value.dtype} parameters and x is {x.dtype}; convert one of them")
-        return value
+        # NaN is no point outside the support: it stays NaN, so that samplers see a divergence
+        outside = torch.where(torch.isnan(x).flatten(1).any(1), torch.nan, torch.inf).to(x)
+        return outside.index_put((rows,), self.distribution.log_prob(point[rows]).neg()) if len(rows) else outside
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        device = None if generator is None else generator.device
+        return self._draw(n, int(torch.randint(2**62, (), generator=generator, device=device)))
+
+    def _draw(self, n: int, seed: int) -> Tensor:
         # torch.distributions draws from the global generator: fork it and seed it from ours.
-        seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             draw = self.distribution.sample((n,))
         return draw[:, None] if self._scalar else draw
+
+
+def _support_name(support: Any) -> str:
+    """Our name for a torch constraint."""
+    base = getattr(support, "base_constraint", support)
+    if base in (constraints.positive, constraints.nonnegative):
+        return "positive"
+    if base is constraints.unit_interval:
+        return "unit"
+    return "simplex" if base is constraints.simplex else "real"
 
 
 def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints: Any) -> Term:
@@ -197,7 +245,8 @@ def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints:
         obj: a Term (returned as it is), a callable, or a distribution.
         kind: for callables, what they return: ``"log_prob"``, ``"energy"`` ``(N,)`` or ``"score"``
             ``(N, *event)``. The sign is never guessed.
-        event_shape: for callables, the shape of one draw, e.g. ``(10,)``.
+        event_shape: for callables, the shape of one draw, e.g. ``(10,)``, or such a shape for each named
+            variable, ``{"x": (2,), "y": (3,)}``: the function then takes a dictionary of tensors.
         **hints: ``path`` (``"static"``: fn(x); ``"noised"``, ``"annealed"``: fn(x, sigma)),
             ``sigma_range=(low, high)``, ``normalized``, ``normalized_over``, ``support``, ``name``.
 
@@ -234,10 +283,10 @@ def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints:
         raise ValueError(f"path is 'static', 'noised' or 'annealed', got {path!r}")
     if event_shape is None:
         raise ValueError("term() needs event_shape for a function, e.g. event_shape=(10,)")
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    variables = _variables(event_shape, hints.pop("support", "real"))
     if path == "static" and not isinstance(obj, nn.Module) and _required_arguments(obj) == 2:
         raise ValueError("the function takes two arguments: say path='noised' or path='annealed' for fn(x, sigma)")
-    return Function(obj, kind, shape, path, **hints)  # pyright: ignore[reportArgumentType]
+    return Function(obj, kind, variables, path, **hints)  # pyright: ignore[reportArgumentType]
 
 
 def _required_arguments(fn: Callable[..., Any]) -> int:
@@ -249,5 +298,21 @@ def _required_arguments(fn: Callable[..., Any]) -> int:
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
-def _rows(sigma: Tensor | None, rows: slice) -> Tensor | None:
+def _variables(event_shape: Any, support: Any) -> Variables:
+    if isinstance(event_shape, Mapping):
+        supports = support if isinstance(support, Mapping) else dict.fromkeys(event_shape, support)
+        return {n: _variable(s, supports.get(n, "real")) for n, s in event_shape.items()}
+    return _variable(event_shape, support)
+
+
+def _variable(shape: Any, support: str) -> Variable:
+    try:
+        return Variable((shape,) if isinstance(shape, int) else tuple(shape), support)
+    except TypeError as error:
+        raise TypeError(f"event_shape is a tuple of positive ints such as (10,), got {shape!r}") from error
+
+
+def _rows(sigma: Any, rows: slice) -> Any:
+    if isinstance(sigma, Mapping):
+        return {name: _rows(level, rows) for name, level in sigma.items()}
     return sigma[rows] if sigma is not None and sigma.ndim else sigma

@@ -6,18 +6,26 @@ r"""Static terms inside noisy formulas: at the denoised estimate, clamped, or as
 * :class:`Geometric` joins two densities by a geometric path.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boltzmix.compose.errors import MissingEnergy
+from boltzmix.compose.errors import MissingEnergy, ScopeError
 from boltzmix.compose.gaussian import as_float_tensor
-from boltzmix.compose.product import Composite, unite
-from boltzmix.compose.term import Evaluated, Term
-from boltzmix.compose.variable import State, Variable, expand_rows, map_state
+from boltzmix.compose.product import Composite, common_range, condition_on, open_leaves, scope_names, unite, value_of
+from boltzmix.compose.term import Evaluated, Term, evaluate
+from boltzmix.compose.variable import (
+    State,
+    Variable,
+    Variables,
+    describe_variables,
+    expand_rows,
+    first_tensor,
+    map_state,
+)
 
 
 class Denoised(Term):
@@ -51,6 +59,7 @@ class Denoised(Term):
         self.term, self.prior = term, prior
         self.calibrated = term.calibrated
         self.sigma_range = (0.0, prior.sigma_range[1])
+        self.conditions = term.conditions | prior.conditions
         self.path_reason = "a term at the denoised estimate is no convolution"
 
     def key(self) -> Hashable:
@@ -58,10 +67,23 @@ class Denoised(Term):
         return ("denoised", self.term.key(), self.prior.key())
 
     def _energy(self, x: State, sigma: Any) -> Tensor:
-        if sigma is None or (isinstance(sigma, Tensor) and not bool((sigma > 0).any())):
+        levels: dict[Any, Any] = dict(sigma) if isinstance(sigma, Mapping) else {None: sigma}
+        if all(level is None or not bool((level > 0).any()) for level in levels.values()):
             return self.term._energy(x, None)
         low = self.prior.sigma_range[0]
-        return self.term._energy(self.prior._denoise(x, sigma.clamp(min=low) if low else sigma), None)
+        raised = {name: None if level is None else level.clamp(min=low) for name, level in levels.items()}
+        denoised = self.prior._denoise(x, raised if isinstance(sigma, Mapping) else raised[None])
+
+        def at_data_end(t: Tensor, d: Tensor, level: Tensor | None) -> Tensor:
+            return t if level is None else torch.where(expand_rows(level, t) > 0, d, t)
+
+        if isinstance(x, Tensor):
+            return self.term._energy(at_data_end(x, denoised, sigma), None)  # pyright: ignore[reportArgumentType]
+        each = {name: levels.get(name) if isinstance(sigma, Mapping) else sigma for name in x}
+        return self.term._energy({n: at_data_end(x[n], denoised[n], each[n]) for n in x}, None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def _given(self, **condition: object) -> Term:
+        return Denoised(condition_on(self.term, condition), condition_on(self.prior, condition))
 
     def _rows(self) -> int:
         return self.term._rows() + self.prior._rows()
@@ -113,6 +135,8 @@ class Clamp(Term):
         return self.value.ndim > self.mask.ndim
 
     def _energy_and_score(self, x: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        if self.per_row and len(self.value) != len(x):
+            raise ValueError(f"Clamp holds {len(self.value)} conditions, one for each draw, and got {len(x)} rows")
         same = ((x == self.value.to(x)) | ~self.mask).flatten(1).all(1)
         energy = torch.where(same, 0.0, torch.inf).to(x)
         return energy, torch.zeros_like(x)
@@ -130,7 +154,7 @@ class BoundedNegation(Composite):
             if not t.has_energy:
                 raise MissingEnergy(f"bounded_negation compares energies and {t.name()} has only a score")
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):
-            raise ValueError(f"bounded_negation needs a finite alpha >= 0, got {alpha!r}")
+            raise ValueError(f"bounded_negation needs a finite number alpha >= 0, got {alpha!r}")
         self.p, self.q, self.alpha = p, q, float(alpha)
         self.variables = unite([p.variables, q.variables])
         self.conditions = p.conditions | q.conditions
@@ -138,40 +162,45 @@ class BoundedNegation(Composite):
         moving = [t for t in (p, q) if t.path != "static"]
         self.path = "annealed" if moving else "static"
         self.path_reason = "a bounded negation is no convolution" if moving else ""
-        if moving:
-            self.sigma_range = (max(t.sigma_range[0] for t in moving), min(t.sigma_range[1] for t in moving))
+        self.sigma_range = common_range(moving)
+
+    def key(self) -> Hashable:
+        """The two terms' keys and alpha."""
+        return ("bounded_negation", self.p.key(), self.q.key(), self.alpha)
 
     def _leaves(self) -> list[Term]:
-        leaves: list[Term] = []
-        for term in (self.p, self.q):
-            leaves.extend(term._leaves() if isinstance(term, Composite) else [term])
-        return leaves
+        return open_leaves([self.p, self.q])
 
     def _needs_energies(self) -> bool:
         return True
 
     def _combine(self, values: Mapping[Hashable, Evaluated], x: State, sigma: Any, score: bool) -> Evaluated:
-        parts = [
-            t._combine(values, x, sigma, score) if isinstance(t, Composite) else values[t.key()]
-            for t in (self.p, self.q)
-        ]
-        (e_p, s_p), (e_q, s_q) = parts
+        (e_p, s_p), (e_q, s_q) = (value_of(t, values, x, sigma, score) for t in (self.p, self.q))
         assert e_p is not None
         assert e_q is not None
-        gap = e_p - e_q
+        # where p is 0 the composite is, whatever q is
+        gap = torch.where(torch.isposinf(e_p), torch.inf, e_p - e_q)
         energy = e_p + self.alpha * F.softplus(gap)
         if not score:
             return energy, None
         share = self.alpha * torch.sigmoid(gap)
-        combined = map_state(lambda a, b: a + expand_rows(share, a) * (a - b), s_p, s_q)  # pyright: ignore[reportArgumentType]
-        return energy, combined
+        return energy, self._join(s_p, s_q, share, x)
 
-    def _given(self, **condition: object) -> Term:
-        both = []
-        for t in (self.p, self.q):
-            mine = {k: v for k, v in condition.items() if k in t.conditions}
-            both.append(t.given(**mine) if mine else t)
-        return BoundedNegation(both[0], both[1], self.alpha)
+    @staticmethod
+    def _join(s_p: Any, s_q: Any, share: Tensor, x: State) -> State:
+        """Scores over the union of variables, that of a variable which one term lacks being 0."""
+        if isinstance(x, Tensor):
+            r = expand_rows(share, x)
+            return s_p + torch.where(r > 0, r * (s_p - s_q), 0.0)
+        joined = {}
+        for name, t in x.items():
+            r = expand_rows(share, t)
+            a, b = s_p.get(name, torch.zeros_like(t)), s_q.get(name, torch.zeros_like(t))
+            joined[name] = a + torch.where(r > 0, r * (a - b), 0.0)
+        return joined
+
+    def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
+        return BoundedNegation(change(self.p), change(self.q), self.alpha)
 
     def name(self) -> str:
         """p without q."""
@@ -206,37 +235,65 @@ class Geometric(Term):
         super().__init__()
         if not isinstance(base, Term) or not isinstance(target, Term):
             raise TypeError("Geometric(base, target) takes two terms; wrap functions with boltzmix.term(...)")
+        if scope_names(base) != scope_names(target):
+            raise ScopeError(
+                f"a geometric path joins densities over the same variables, got {describe_variables(base.variables)} "
+                f"and {describe_variables(target.variables)}"
+            )
         self.variables = unite([base.variables, target.variables])
         self.base, self.target = base, target
         self.has_energy = base.has_energy and target.has_energy
         self.has_score = base.has_score and target.has_score
         self.calibrated = base.calibrated and target.calibrated
+        self.conditions = base.conditions | target.conditions
 
-    def _weights(self, sigma: Any) -> tuple[Any, Any]:
-        level = 0.0 if sigma is None else sigma
-        return level, 1.0 - level
+    def key(self) -> Hashable:
+        """The two ends' keys."""
+        return ("geometric", self.base.key(), self.target.key())
 
     def _energy(self, x: State, sigma: Any) -> Tensor:
-        b, t = self._weights(sigma)
-        return b * self.base._energy(x, None) + t * self.target._energy(x, None)
+        energy = self._join(x, sigma, energy=True, score=False)[0]
+        assert energy is not None
+        return energy
 
     def _score(self, x: State, sigma: Any) -> State:
-        return self._join(x, sigma, self.base._score(x, None), self.target._score(x, None))
+        score = self._join(x, sigma, energy=False, score=True)[1]
+        assert score is not None
+        return score
 
     def _energy_and_score(self, x: State, sigma: Any) -> tuple[Tensor, State]:
-        b, t = self._weights(sigma)
-        (e_b, s_b), (e_t, s_t) = self.base._energy_and_score(x, None), self.target._energy_and_score(x, None)
-        return b * e_b + t * e_t, self._join(x, sigma, s_b, s_t)
+        energy, score = self._join(x, sigma, energy=True, score=True)
+        assert energy is not None
+        assert score is not None
+        return energy, score
 
-    def _join(self, x: State, sigma: Any, s_b: State, s_t: State) -> State:
-        b, t = self._weights(sigma)
+    def _join(self, x: State, sigma: Any, *, energy: bool, score: bool) -> Evaluated:
+        ends = [t for t in (self.base, self.target) if isinstance(t, Composite)]
+        wanted = energy or any(t._needs_energies() for t in ends)
+        values = evaluate(open_leaves([self.base, self.target]), x, None, energy=wanted, score=score)
+        e_b, s_b = value_of(self.base, values, x, None, score)
+        e_t, s_t = value_of(self.target, values, x, None, score)
+        like = first_tensor(x)
+        level = torch.zeros((), dtype=like.dtype, device=like.device) if sigma is None else sigma
+        if isinstance(level, Mapping):
+            raise ValueError("a geometric path has one level for all variables, got one per variable")
 
         def mix(u: Tensor, v: Tensor) -> Tensor:
-            if isinstance(b, Tensor):
-                return expand_rows(b, u) * u + expand_rows(t, v) * v
-            return b * u + t * v
+            b = expand_rows(level, u)
+            # 0 · ∞ = 0: at its ends the path is one of the two densities
+            return torch.where(b > 0, b * u, 0.0) + torch.where(b < 1, (1 - b) * v, 0.0)
 
-        return map_state(mix, s_b, s_t)
+        joined = mix(e_b, e_t) if energy and e_b is not None and e_t is not None else None
+        return joined, (map_state(mix, s_b, s_t) if score and s_b is not None and s_t is not None else None)
+
+    def _coarse(self, sigma: Tensor) -> Any:
+        raise TypeError(f"the {self.name()} starts at its base, not at a coarse form")
+
+    def _given(self, **condition: object) -> Term:
+        return Geometric(condition_on(self.base, condition), condition_on(self.target, condition))
+
+    def _rows(self) -> int:
+        return sum(leaf._rows() for leaf in {t.key(): t for t in open_leaves([self.base, self.target])}.values())
 
     def name(self) -> str:
         """From base to target."""

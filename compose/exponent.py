@@ -42,7 +42,8 @@ class Exponent(nn.Module):
         elif isinstance(value, Tensor):
             if value.numel() != 1 or not value.is_floating_point():
                 raise ValueError(
-                    f"an exponent tensor holds one floating-point number, got {value.dtype} of shape {tuple(value.shape)}"
+                    f"an exponent tensor holds one floating-point number, got {value.dtype} of shape "
+                    f"{tuple(value.shape)}"
                 )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"an exponent must be finite, got {float(value)}")

@@ -124,6 +124,29 @@ class FlatView:
             for name, piece, v in zip(self.names, pieces, self._variables, strict=True)
         }
 
+    def spread(self, values: list[float]) -> Tensor:
+        """One number per variable as one per free coordinate, ``(D,)`` in float64."""
+        sizes = torch.tensor(self._sizes, device=self.device)
+        full = torch.tensor(values, dtype=torch.float64, device=self.device).repeat_interleave(sizes)
+        return full if self._free is None else full[self._free]
+
+    def with_term(self, term: Term) -> "FlatView":
+        """The same layout and counter for another term over the same variables."""
+        clone = object.__new__(FlatView)
+        clone.__dict__.update(self.__dict__)
+        clone.__dict__.pop("_rows_each", None)
+        clone.term = term
+        return clone
+
+    def as_product(self) -> "FlatView":
+        """The view with its term in the normal form of products."""
+        return self if isinstance(self.term, Product) else self.with_term(Product([(self.term, 1.0)]))
+
+    @property
+    def full_dim(self) -> int:
+        """Number of coordinates, clamped ones included."""
+        return sum(self._sizes)
+
     def at(self, sigma: Any = None) -> "FlatTarget":
         """The target at one noise level."""
         if isinstance(sigma, (int, float)):

@@ -6,16 +6,16 @@ the path, so the samplers allocate particles to members and weigh each by its ow
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from boltzmix.compose.errors import ScopeError
-from boltzmix.compose.product import Composite, Product
+from boltzmix.compose.product import Composite, Product, common_range, open_leaves, scope_names, unite, value_of
 from boltzmix.compose.term import Evaluated, Term
-from boltzmix.compose.variable import State, describe_variables, expand_rows, map_state
+from boltzmix.compose.variable import State, Variable, Variables, describe_variables, expand_rows, map_state
 
 
 class Mixture(Composite):
@@ -45,62 +45,67 @@ class Mixture(Composite):
                 key = member.key()
                 weight = log_weight + extra
                 if key in merged:
-                    weight = math.log(math.exp(weight) + math.exp(merged[key][1]))
+                    weight = log_sum_exp([weight, merged[key][1]])
                 merged[key] = (merged[key][0] if key in merged else member, weight)
         members = [t for t, _ in merged.values()]
         first = members[0]
         for other in members[1:]:
-            if _scope(other) != _scope(first):
+            if scope_names(other) != scope_names(first) or isinstance(other.variables, Variable) != isinstance(
+                first.variables, Variable
+            ):
                 raise ScopeError(
                     f"a sum needs one scope, got {describe_variables(first.variables)} and "
-                    f"{describe_variables(other.variables)}"
+                    f"{describe_variables(other.variables)}; multiply the narrower one with a density over the rest"
                 )
         self.members = nn.ModuleList(members)
         self.log_weights = [w for _, w in merged.values()]
-        self.variables = first.variables
+        self.variables = unite([t.variables for t in members])
         self.has_energy = all(t.has_energy for t in members)
         self.has_score = self.has_energy or (len(members) == 1 and first.has_score)
         self.calibrated = all(t.calibrated for t in members)
         self.conditions = frozenset().union(*(t.conditions for t in members))
-        self.sigma_range = (max(t.sigma_range[0] for t in members), min(t.sigma_range[1] for t in members))
-        total = math.fsum(math.exp(w) for w in self.log_weights)
+        self.sigma_range = common_range(members)
+        total = log_sum_exp(self.log_weights)
         normalized = all(t.normalized for t in members)
-        self.normalized = normalized and abs(total - 1.0) < 1e-6
+        self.normalized = normalized and abs(total) < 1e-6
+        over = {t.normalized_over for t in members}
+        self.normalized_over = over.pop() if len(over) == 1 and abs(total) < 1e-6 else None
         self.samplable = normalized and all(t.samplable for t in members)
         if all(t.path == "static" for t in members):
             self.path = "static"
-        elif normalized and all(t.path == "noised" for t in members):
+        elif all(t.path == "noised" for t in members) and (normalized or len(members) == 1):
             self.path = "noised"
         else:
             self.path = "annealed"
             odd = next((t for t in members if t.path != "noised"), None)
-            why = f"its member {odd.name()} is {odd.path}" if odd else "a member is not normalised"
-            self.path_reason = why
+            if odd is None:
+                odd = next(t for t in members if not t.normalized)
+                self.path_reason = f"its member {odd.name()} is not normalised, so the members' weights drift"
+            else:
+                why = f": {odd.path_reason}" if odd.path_reason else ""
+                self.path_reason = f"its member {odd.name()} is {odd.path}{why}"
 
     def weights(self) -> list[float]:
         """The weights w_k, as written."""
-        return [math.exp(w) for w in self.log_weights]
+        return [_exp(w) for w in self.log_weights]
 
     def key(self) -> Hashable:
         """Sums of the same members with the same weights are one term."""
+        if self.log_weights == [0.0]:
+            return self._terms()[0].key()
         return ("mixture", frozenset(zip((t.key() for t in self._terms()), self.log_weights, strict=True)))
 
     def _terms(self) -> list[Term]:
         return list(self.members)  # pyright: ignore[reportReturnType]
 
     def _leaves(self) -> list[Term]:
-        leaves: list[Term] = []
-        for term in self._terms():
-            leaves.extend(term._leaves() if isinstance(term, Composite) else [term])
-        return leaves
+        return open_leaves(self._terms())
 
     def _needs_energies(self) -> bool:
         return len(self.members) > 1 or any(isinstance(t, Composite) and t._needs_energies() for t in self._terms())
 
     def _combine(self, values: Mapping[Hashable, Evaluated], x: State, sigma: Any, score: bool) -> Evaluated:
-        parts = [
-            t._combine(values, x, sigma, score) if isinstance(t, Composite) else values[t.key()] for t in self._terms()
-        ]
+        parts = [value_of(t, values, x, sigma, score) for t in self._terms()]
         if len(parts) == 1:
             energy, only = parts[0]
             return (None if energy is None else energy - self.log_weights[0]), only
@@ -123,28 +128,47 @@ class Mixture(Composite):
     def _coarse(self, sigma: Tensor) -> Any:
         from boltzmix.compose.gaussian import Gaussian, GaussianMixture
 
-        weights = torch.tensor(self.log_weights).softmax(0)
+        # A static member does not look like anything else at a large σ: the others say where to start.
+        moving = [
+            (w, t._coarse(sigma)) for w, t in zip(self.log_weights, self._terms(), strict=True) if t.path != "static"
+        ]
+        parts = [part for _, part in moving]
+        if len(parts) == 1:
+            return parts[0]
+        weights = torch.tensor([w for w, _ in moving], dtype=torch.float64).softmax(0)
+        if len(self.event_shape) != 1 and all(isinstance(part, Gaussian) for part in parts):
+            means = torch.stack([part.mean for part in parts])
+            spreads = torch.stack(
+                [part.covariance.diagonal() if part.basis is not None else part.variances for part in parts]
+            )
+            share = weights.to(means)[:, None]
+            mean = (share * means).sum(0)
+            variance = (share * (spreads + (means - mean) ** 2)).sum(0)
+            return Gaussian(mean.reshape(self.event_shape), variance.reshape(self.event_shape))
+        diagonal = all(part.basis is None for part in parts)
         means, covariances, shares = [], [], []
-        for w, term in zip(weights, self._terms(), strict=True):
-            part = term._coarse(sigma)
+        for w, part in zip(weights, parts, strict=True):
+            spread = (
+                part.variances
+                if diagonal
+                else part.covariances
+                if isinstance(part, GaussianMixture)
+                else part.covariance
+            )
             if isinstance(part, Gaussian):
                 means.append(part.mean[None])
-                covariances.append(part.covariance[None])
+                covariances.append(spread[None])
                 shares.append(w[None].to(part.mean))
             else:
                 means.append(part.means)
-                covariances.append(part.covariances)
+                covariances.append(spread)
                 shares.append(w.to(part.means) * part.weights)
-        if len(self.event_shape) != 1:
-            return self._terms()[int(weights.argmax())]._coarse(sigma)
-        return GaussianMixture(torch.cat(means), torch.cat(covariances), torch.cat(shares))
+        joined = torch.cat(shares)
+        kept = joined > 0
+        return GaussianMixture(torch.cat(means)[kept], torch.cat(covariances)[kept], joined[kept])
 
-    def _given(self, **condition: object) -> Term:
-        members = []
-        for term in self._terms():
-            mine = {k: v for k, v in condition.items() if k in term.conditions}
-            members.append(term.given(**mine) if mine else term)
-        return Mixture(members, self.log_weights)
+    def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
+        return Mixture([change(t) for t in self._terms()], self.log_weights)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> State:
         device = None if generator is None else generator.device
@@ -163,7 +187,7 @@ class Mixture(Composite):
 
     def name(self) -> str:
         """The sum as written."""
-        return " + ".join(f"{math.exp(w):.3g}·{t.name()}" for w, t in zip(self.log_weights, self._terms(), strict=True))
+        return " + ".join(f"{_exp(w):.3g}·{t.name()}" for w, t in zip(self.log_weights, self._terms(), strict=True))
 
 
 def mixture(terms: Sequence[Term], weights: Sequence[float] | None = None) -> Mixture:
@@ -178,11 +202,14 @@ def mixture(terms: Sequence[Term], weights: Sequence[float] | None = None) -> Mi
     """
     terms = list(terms)
     if not terms:
-        raise ValueError("mixture() needs at least one term")
+        raise ValueError("mixture() needs at least one term, got none")
     for term in terms:
         if not isinstance(term, Term):
             raise TypeError(f"mixture() is over terms, got {type(term).__name__}; wrap it with boltzmix.term(...)")
-    shares = [1.0] * len(terms) if weights is None else [float(w) for w in weights]
+    given = [1.0] * len(terms) if weights is None else list(weights)
+    if any(isinstance(w, Tensor) and w.requires_grad for w in given):
+        raise ValueError("mixture weights are constants and must not require grad; pass weights.detach()")
+    shares = [float(w) for w in given]
     if len(shares) != len(terms):
         raise ValueError(f"mixture() got {len(terms)} terms and {len(shares)} weights")
     if any(not (w > 0 and math.isfinite(w)) for w in shares):
@@ -192,6 +219,11 @@ def mixture(terms: Sequence[Term], weights: Sequence[float] | None = None) -> Mi
 
 def add(left: Term, right: object) -> Term:
     """``left + right`` of two unnormalised densities."""
+    if isinstance(right, (int, float)):
+        raise TypeError(
+            f"a density is added to a density, got the number {right}; write Box(low, high) for a uniform density, or "
+            f"a factor for a scale"
+        )
     if not isinstance(right, Term):
         raise TypeError(f"a density is added to a density, got {type(right).__name__}; wrap it with boltzmix.term(...)")
     return Mixture([left, right], [0.0, 0.0])
@@ -200,15 +232,20 @@ def add(left: Term, right: object) -> Term:
 def _members(term: Term) -> list[tuple[Term, float]]:
     if isinstance(term, Mixture):
         return list(zip(term._terms(), term.log_weights, strict=True))
-    if isinstance(term, Product) and term.log_scale:
+    if isinstance(term, Product):
         pairs = term.pairs()
-        if len(pairs) == 1 and pairs[0][1].constant == 1.0:
+        if len(pairs) == 1 and pairs[0][1].constant == 1.0 and scope_names(pairs[0][0]) == scope_names(term):
             return [(inner, extra + term.log_scale) for inner, extra in _members(pairs[0][0])]
-        return [(Product(pairs, 0.0, term.variables), term.log_scale)]
+        if term.log_scale:
+            return [(Product(pairs, 0.0, term.variables), term.log_scale)]
     return [(term, 0.0)]
 
 
-def _scope(term: Term) -> Any:
-    if isinstance(term.variables, Mapping):
-        return {name: v.shape for name, v in term.variables.items()}
-    return term.variables.shape
+def log_sum_exp(logs: Sequence[float]) -> float:
+    """log Σ exp, without overflow."""
+    top = max(logs)
+    return top + math.log(math.fsum(math.exp(v - top) for v in logs))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

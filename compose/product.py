@@ -8,6 +8,7 @@ Nested products are flattened and equal terms merge, so ``p * (p.given(c) / p) *
 ``{p: −2, p|c: 3}`` and costs one forward of two conditions.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from boltzmix.compose.variable import (
     expand_rows,
     first_tensor,
     map_state,
+    rename,
 )
 
 
@@ -67,20 +69,20 @@ class Composite(Term):
     def _rows(self) -> int:
         return sum(leaf._rows() for leaf in {leaf.key(): leaf for leaf in self._leaves()}.values())
 
-    def _rebuild(self, change: Callable[[Term], Term]) -> Term:
-        """The same formula over changed members."""
+    def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
+        """The same formula over changed members, whose variables are ``variables`` together."""
         raise NotImplementedError
 
     def _given(self, **condition: object) -> Term:
-        return self._rebuild(lambda member: condition_on(member, condition))
+        return self._rebuild(lambda member: condition_on(member, condition), self.variables)
 
     def on(self, *names: str) -> Term:
         """The formula over named variables: every member is bound, so that equal ones still merge."""
-        own = check_names(self, names)
-        if own is None:
-            return self._rebuild(lambda member: member.on(*names))
-        new = dict(zip(own, names, strict=True))
-        return self._rebuild(lambda member: member.on(*(new[name] for name in member.variables)))  # pyright: ignore[reportGeneralTypeIssues]
+        bound = rename(self.variables, names, self.name())
+        if isinstance(self.variables, Variable):
+            return self._rebuild(lambda member: member.on(*names), bound)
+        new = dict(zip(self.variables, names, strict=True))
+        return self._rebuild(lambda member: member.on(*(new[name] for name in member.variables)), bound)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class Product(Composite):
@@ -211,13 +213,8 @@ class Product(Composite):
     def _needs_energies(self) -> bool:
         return any(isinstance(t, Composite) and t._needs_energies() for t, _ in self.pairs())
 
-    def _rebuild(self, change: Callable[[Term], Term]) -> Term:
-        scope = self.variables if not self.pairs() else None
-        if scope is not None:
-            return Product([], self.log_scale, change(_Unit(scope)).variables)
-        rebuilt = Product([(change(t), e) for t, e in self.pairs()], self.log_scale)
-        missing = {} if isinstance(self.variables, Variable) else dict(self.variables)
-        return rebuilt if len(missing) <= len(scope_names(rebuilt)) else Product([(rebuilt, 1.0)], 0.0, self.variables)
+    def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
+        return Product([(change(t), e) for t, e in self.pairs()], self.log_scale, variables)
 
     def _combine(self, values: Mapping[Hashable, Evaluated], x: State, sigma: Any, score: bool) -> Evaluated:
         like = first_tensor(x)
@@ -448,18 +445,11 @@ def moments(part: Gaussian | GaussianMixture) -> tuple[Tensor, Tensor]:
 
 
 def _level_of(term: Term, sigma: Any) -> Tensor | None:
-    """The level at which a factor's exponent is taken: that of its own variables."""
+    """The level at which a factor's exponent is taken: the largest among its own variables."""
     if not isinstance(sigma, Mapping):
         return sigma
-    levels = [sigma.get(name) for name in term.variables]  # pyright: ignore[reportGeneralTypeIssues]
-    first = levels[0]
-    for other in levels[1:]:
-        same = other is first or (
-            first is not None and other is not None and torch.equal(*torch.broadcast_tensors(first, other))
-        )
-        if not same:
-            return None if first is None or other is None else torch.maximum(first, other)
-    return first
+    levels = [sigma[name] for name in term.variables if sigma.get(name) is not None]  # pyright: ignore[reportGeneralTypeIssues]
+    return functools.reduce(torch.maximum, levels) if levels else None
 
 
 def _is_zero(weight: float | Tensor) -> bool:
@@ -485,7 +475,8 @@ def _accumulate(total: State | None, score: State, weight: float | Tensor) -> St
     if isinstance(score, Tensor):
         part = scaled(score)
         return part if total is None else total + part  # pyright: ignore[reportOperatorIssue]
-    result = {} if total is None else dict(total)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert not isinstance(total, Tensor)
+    result: dict[str, Tensor] = {} if total is None else dict(total)
     for name, s in score.items():
         part = scaled(s)
         result[name] = result[name] + part if name in result else part

@@ -87,6 +87,20 @@ def describe_variables(variables: Variables) -> str:
     return "{" + ", ".join(f"{name}: {v.shape}" for name, v in variables.items()) + "}"
 
 
+def rename(variables: Variables, names: tuple[str, ...], owner: str) -> dict[str, Variable]:
+    """The variables, in order, under new names.
+
+    Raises:
+        ScopeError: as many names as there are variables are needed, all different.
+    """
+    own = [variables] if isinstance(variables, Variable) else list(variables.values())
+    if len(names) != len(own) or len(set(names)) != len(names) or not all(isinstance(n, str) for n in names):
+        raise ScopeError(
+            f"{owner} is over {describe_variables(variables)}; on() needs {len(own)} different names, got {names}"
+        )
+    return dict(zip(names, own, strict=True))
+
+
 def check_state(x: object, variables: Variables, owner: str) -> int:
     """Check a state against the variables it is meant for and return its batch size N.
 
@@ -102,7 +116,8 @@ def check_state(x: object, variables: Variables, owner: str) -> int:
         return _check_tensor(x, variables, owner)
     if not isinstance(x, Mapping):
         raise TypeError(
-            f"{owner} is over {describe_variables(variables)} and got a {type(x).__name__}; pass a dictionary of tensors"
+            f"{owner} is over {describe_variables(variables)} and got a {type(x).__name__}; pass a dictionary of "
+            "tensors"
         )
     if set(x) != set(variables):
         missing, unknown = sorted(set(variables) - set(x)), sorted(set(x) - set(variables))

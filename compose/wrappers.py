@@ -1,15 +1,16 @@
 """Terms seen through a change of variables: named, frozen at a level, or in other units."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from boltzmix.compose.errors import ScopeError
-from boltzmix.compose.gaussian import as_float_tensor
+from boltzmix.compose.gaussian import Gaussian, GaussianMixture, as_float_tensor
 from boltzmix.compose.term import Evaluated, Term, evaluate, evaluate_one
-from boltzmix.compose.variable import Sigma, State, Variable, describe_variables
+from boltzmix.compose.variable import Sigma, State, Variable, describe_variables, rename
 
 
 class Wrapper(Term):
@@ -25,6 +26,7 @@ class Wrapper(Term):
         self.normalized, self.calibrated = inner.normalized, inner.calibrated
         self.samplable, self.conditions = inner.samplable, inner.conditions
         self.sigma_range = inner.sigma_range
+        self.normalized_over = inner.normalized_over
 
     def _token(self) -> Hashable:
         """Identity of the mapping: wrappers with equal tokens map (x, σ) alike."""
@@ -55,7 +57,7 @@ class Wrapper(Term):
         energy: bool,
         score: bool,
     ) -> list[Evaluated]:
-        inner = [t.inner for t in terms]  # pyright: ignore[reportAttributeAccessIssue]
+        inner: list[Term] = [t.inner for t in terms]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         values = evaluate(inner, *self._into(x, sigma), energy=energy, score=score)
         return [self._back(values[t.key()], x) for t in inner]
 
@@ -92,21 +94,12 @@ class On(Wrapper):
     def __init__(self, inner: Term, names: Sequence[str]) -> None:
         """Bind the inner term's variables, in order, to names."""
         super().__init__(inner)
-        names = tuple(names)
-        own = list(inner.variables) if isinstance(inner.variables, Mapping) else [None]
-        if len(names) != len(own) or len(set(names)) != len(names) or not all(isinstance(n, str) for n in names):
-            raise ScopeError(
-                f"{inner.name()} is over {describe_variables(inner.variables)}; on() needs {len(own)} different "
-                f"names, got {names}"
-            )
-        self.names = names
-        self._inner_names = own
-        variables = inner.variables
-        self.variables = (
-            {names[0]: variables}
-            if isinstance(variables, Variable)
-            else {new: variables[old] for new, old in zip(names, own, strict=True)}  # pyright: ignore[reportArgumentType, reportCallIssue]
-        )
+        self.names = tuple(names)
+        self.variables = rename(inner.variables, self.names, inner.name())
+        self._inner_names = list(inner.variables) if isinstance(inner.variables, Mapping) else [None]
+        if inner.normalized_over is not None:
+            new = dict(zip(self._inner_names, self.names, strict=True))
+            self.normalized_over = frozenset(new.get(name, self.names[0]) for name in inner.normalized_over)
 
     def _token(self) -> Hashable:
         return ("on", self.names)
@@ -150,9 +143,11 @@ class At(Wrapper):
         """Freeze ``inner`` at ``sigma`` (a non-negative number, or None for the data end)."""
         super().__init__(inner)
         if isinstance(sigma, Tensor):
+            if sigma.numel() != 1:
+                raise ValueError(f"at() freezes one noise level, got a tensor of shape {tuple(sigma.shape)}")
             sigma = float(sigma)
         if sigma is not None and (isinstance(sigma, (bool, Mapping)) or not isinstance(sigma, (int, float))):
-            raise TypeError(f"at() freezes one noise level, a number or None, got {type(sigma).__name__}")
+            raise TypeError(f"at() freezes one noise level, a number >= 0 or None, got {type(sigma).__name__}")
         if sigma is not None:
             inner._check_level(float(sigma), torch.zeros(1), 1)
         self.level: float | None = None if sigma is None else float(sigma)
@@ -176,46 +171,87 @@ class At(Wrapper):
         return f"{self.inner.name()} at sigma={self.level}"
 
 
-class Affine(Wrapper):
-    r"""The density of :math:`y = \mathrm{loc} + \mathrm{scale} \cdot x` for x ~ inner; made by :func:`affine`."""
+class AffineMap(nn.Module):
+    """y = loc + scale · x, shared by the conditional views of one term so that these stay together."""
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, inner: Term, loc: Tensor, scale: Tensor) -> None:
-        """Hold the map; a per-coordinate scale is annealed, since its noise would not be isotropic."""
-        super().__init__(inner)
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        """Hold the map."""
+        super().__init__()
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From the inner term's units to ours."""
+        return self.loc.to(x) + self.scale.to(x) * x
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """From our units to the inner term's."""
+        return (y - self.loc.to(y)) / self.scale.to(y)
+
+
+class Affine(Wrapper):
+    r"""The density of :math:`y = \mathrm{loc} + \mathrm{scale} \cdot x` for x ~ inner; made by :func:`affine`.
+
+    :math:`p_y(y; \sigma) = p(x; \sigma / g) / |\det|`, where g is the scale, or the geometric mean of the scales.
+    """
+
+    def __init__(self, inner: Term, change: AffineMap) -> None:
+        """Hold the map; a per-coordinate scale is annealed, since its noise would not be isotropic."""
+        super().__init__(inner)
+        self.change = change
+        assert isinstance(inner.variables, Variable)
+        if inner.variables.support != "real":
+            self.variables = replace(inner.variables, support="real")
         size = torch.Size(inner.event_shape).numel()
-        logs = scale.abs().log()
-        self._log_det = float(logs) * size if scale.ndim == 0 else float(logs.sum())
-        self._level_scale = float(logs.mean().exp())
-        if scale.ndim and inner.path == "noised":
+        logs = change.scale.double().abs().log()
+        self._log_det = float(logs.expand(inner.event_shape).sum()) if change.scale.ndim else float(logs) * size
+        self._level_scale = float(change.scale.double().abs()) if not change.scale.ndim else float(logs.mean().exp())
+        if change.scale.ndim and inner.path == "noised":
             self.path = "annealed"
             self.path_reason = "a scale per coordinate makes its noise anisotropic"
-        low, high = inner.sigma_range
-        self.sigma_range = (low * self._level_scale, high * self._level_scale)
+        if inner.path != "static":
+            low, high = inner.sigma_range
+            self.sigma_range = (low * self._level_scale, high * self._level_scale)
 
     def _token(self) -> Hashable:
-        return ("affine", id(self.loc), id(self.scale))
+        return ("affine", id(self.change))
 
     def _into(self, x: State, sigma: Any) -> tuple[State, Any]:
-        return (x - self.loc.to(x)) / self.scale.to(x), None if sigma is None else sigma / self._level_scale  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+        assert isinstance(x, Tensor)
+        return self.change.inverse(x), None if sigma is None else sigma / self._level_scale
 
     def _back(self, value: Evaluated, x: State) -> Evaluated:
         energy, score = value
+        assert not isinstance(score, Mapping)
         return (
             None if energy is None else energy + self._log_det,
-            None if score is None else score / self.scale.to(score),  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+            None if score is None else score / self.change.scale.to(score),
         )
 
     def _rewrap(self, inner: Term) -> Term:
-        return Affine(inner, self.loc, self.scale)
+        return Affine(inner, self.change)
+
+    def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
+        part = self.inner._coarse(sigma / self._level_scale)
+        if isinstance(part, Gaussian):
+            mean = part.mean.reshape(self.event_shape)
+            scale = self.change.scale.to(mean).expand(self.event_shape)
+            if part.basis is None:
+                return Gaussian(self.change(mean), part.variances.reshape(self.event_shape) * scale**2)
+            return Gaussian(self.change(mean), part.covariance * torch.outer(scale.flatten(), scale.flatten()))
+        scale = self.change.scale.to(part.means).expand(self.event_shape)
+        spread = part.variances * scale**2 if part.basis is None else part.covariances * torch.outer(scale, scale)
+        return GaussianMixture(self.change(part.means), spread, part.weights)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> State:
-        draw = self.inner.sample(n, generator)
-        return self.loc.to(draw) + self.scale.to(draw) * draw  # pyright: ignore[reportOperatorIssue, reportArgumentType]
+        return self.change(self.inner.sample(n, generator))
+
+    def name(self) -> str:
+        """The inner term's name."""
+        return f"affine({self.inner.name()})"
 
 
 def affine(term: Term, loc: Any = 0.0, scale: Any = 1.0) -> Affine:
@@ -231,15 +267,23 @@ def affine(term: Term, loc: Any = 0.0, scale: Any = 1.0) -> Affine:
         ValueError: a scale of zero, or shapes other than () and the event's.
     """
     if not isinstance(term, Term):
-        raise TypeError(f"affine() maps a term, got {type(term).__name__}")
+        raise TypeError(f"affine() maps a term, got {type(term).__name__}; wrap it with boltzmix.term(...)")
+    if not isinstance(term.variables, Variable):
+        raise ScopeError(
+            f"affine() maps a term over one variable, {term.name()} is over {describe_variables(term.variables)}; map "
+            "the factors before binding them with .on(name)"
+        )
+    if term.variables.discrete:
+        raise TypeError(f"affine() maps real variables and {term.name()} is over {term.variables.support}")
     shape = term.event_shape
-    loc, scale = as_float_tensor(loc, "loc"), as_float_tensor(scale, "scale")
+    own = next((t for t in (*term.parameters(), *term.buffers()) if t.is_floating_point()), None)
+    loc, scale = as_float_tensor(loc, "loc", like=own), as_float_tensor(scale, "scale", like=own)
     for what, value in (("loc", loc), ("scale", scale)):
         if value.shape not in ((), shape):
             raise ValueError(f"affine's {what} is a number or has the event's shape {shape}, got {tuple(value.shape)}")
     if not bool((scale != 0).all()):
-        raise ValueError("affine's scale must not be zero")
-    return Affine(term, loc, scale)
+        raise ValueError(f"affine's scale must not be zero, got {scale.flatten()[:8].tolist()}")
+    return Affine(term, AffineMap(loc.clone(), scale.clone()))
 
 
 def _pick(sigma: Any, name: str) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from boltzmix.compose.errors import NonFinite, NotNormalizable
 from boltzmix.compose.kernels.base import Kernel, State, Tune, draw_noise
 from boltzmix.compose.samplers.particles import Cloud
-from boltzmix.compose.samplers.path import NoisePath, Path, Point, strength
+from boltzmix.compose.samplers.path import NoisePath, Path, Point, strengths
 
 
 @dataclass
@@ -208,14 +208,14 @@ def _carry(path: Path, run: Descent, following: float) -> tuple[Point, Tensor]:
         point = path.shift(run.point, following)
         return point, run.point.energy - point.energy
     now, then = path.level(run.u) or 0.0, path.level(following) or 0.0
-    total = strength(path.view.term, now)
-    x, log_det = contract(run.point.x, run.cloud.weights, (now**2 - then**2) / total, isotropic=n < 16 * dim)
+    loss = (now**2 - then**2) / strengths(path.view, now)
+    x, log_det = contract(run.point.x, run.cloud.weights, loss, isotropic=n < 16 * dim)
     point = path.evaluate(x, following)
     return point, run.point.energy - point.energy + log_det
 
 
-def contract(x: Tensor, weights: Tensor, loss: float, isotropic: bool) -> tuple[Tensor, Tensor]:
-    """Contract each half of the particles about the other half's mean, so that variances fall by ``loss``."""
+def contract(x: Tensor, weights: Tensor, loss: Tensor, isotropic: bool) -> tuple[Tensor, Tensor]:
+    """Contract each half of the particles about the other half's mean, so that variances fall by ``loss`` ``(D,)``."""
     odd = torch.arange(len(x), device=x.device) % 2 == 1
     moved, log_det = torch.empty_like(x), x.new_empty(len(x))
     for half in (odd, ~odd):

@@ -14,20 +14,21 @@ log-density, energies and scores at (x, u), and the same at another u for points
 """
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boltzmix.compose.errors import NonFinite, NotNormalizable
+from boltzmix.compose.constraints import Denoised
+from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.exponent import Exponent
 from boltzmix.compose.flat import FlatTarget, FlatView
 from boltzmix.compose.product import Product
 from boltzmix.compose.term import Term
-
-_RELATIVE_CAP = 1e-6
+from boltzmix.compose.wrappers import On, Wrapper
 
 
 @dataclass(frozen=True)
@@ -218,15 +219,33 @@ def effective_fraction(log_weights: Tensor) -> float:
     return float(w.sum() ** 2 / (len(w) * (w * w).sum()))
 
 
-def strength(term: Term, sigma: float) -> float:
-    """Sum of the exponents of the noised factors at σ: the inverse of the coarse variance in units of σ²."""
-    return _strengths(term, torch.tensor(sigma, dtype=torch.float64))
+def strengths(view: FlatView, sigma: float) -> Tensor:
+    """For each flat coordinate, the sum of the exponents of the noised factors over its variable.
+
+    At large σ a coordinate of strength W is close to N(·, σ² / W).
+    """
+    found = _strengths(view.term, torch.tensor(sigma, dtype=torch.float64))
+    names = view.names or ["x"]
+    return view.spread([found.get(name, 0.0) for name in names])
 
 
-def _strengths(term: Term, sigma: Tensor) -> float:
+def _strengths(term: Term, sigma: Tensor) -> dict[str, float]:
     if isinstance(term, Product):
-        return math.fsum(float(e.value(sigma)) * _strengths(t, sigma) for t, e in term.pairs())
-    return 0.0 if term.path == "static" else 1.0
+        total: dict[str, float] = {}
+        for factor, exponent in term.pairs():
+            weight = float(exponent.value(sigma))
+            for name, value in _strengths(factor, sigma).items():
+                total[name] = total.get(name, 0.0) + weight * value
+        return total
+    if term.path == "static" or isinstance(term, Denoised):
+        return {}
+    if isinstance(term, On):
+        inner = _strengths(term.inner, sigma)
+        old = term.inner.variables if isinstance(term.inner.variables, Mapping) else ["x"]
+        return {new: inner[name] for new, name in zip(term.names, old, strict=True) if name in inner}
+    if isinstance(term, Wrapper):
+        return _strengths(term.inner, sigma)
+    return dict.fromkeys(term.variables if isinstance(term.variables, Mapping) else ["x"], 1.0)
 
 
 def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -> NoisePath:
@@ -242,64 +261,60 @@ def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -
     term = view.term
     low, high = term.sigma_range
     top = min(high, 1e3)
-    total = strength(term, top)
-    late = total <= 0 or _has_static_factor(term)
+    late = bool((strengths(view, top) <= 0).any()) or _has_static_factor(term)
     moving = _with_late_factors(view, lambda sigma: torch.zeros_like(sigma)) if late else view
-    if moving is not view:
-        total = strength(moving.term, top)
-    if not total > 0:
+    if not bool((strengths(moving, top) > 0).all()):
         raise NotNormalizable(
-            f"{view.original.name()} has noised factors with a total exponent of {total:g} at sigma={top:g}: "
-            "there is no level at which its path could start"
+            f"{view.original.name()}: at sigma={top:g} the exponents of its noised factors add up to "
+            f"{float(strengths(moving, top).min()):g} for a variable, so there is no level where its path could start; "
+            "give every variable a noised prior, or use static terms only"
         )
-    best: tuple[float, Tensor, Tensor] | None = None
-    sigma, factor = top, 3.0
-    mean = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
-    while sigma > max(low, 1e-6):
-        total = strength(moving.term, sigma)
-        if not total > 0:
-            break
-        mean, variance, share = _fit_start(moving, sigma, total, mean, generator, probes)
-        if best is None and not share > 0:
-            raise NonFinite(
-                f"{view.original.name()} is not finite around its start at sigma={sigma:g}; check its energies there"
-            )
-        if best is not None and share < 0.8:
-            if factor == 3.0:
-                sigma, factor = best[0] / 1.5, 1.5
-                mean = best[1]
-                continue
-            break
-        best = (sigma, mean, variance)
-        if share < 0.8:
-            break
-        sigma = sigma / factor
-    assert best is not None
-    return NoisePath(view, best[0], best[1], best[2], late)
+    origin = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
+    sigma, best = top, _fit_start(moving, top, origin, generator, probes)
+    if not best[2] > 0:
+        raise NonFinite(
+            f"{view.original.name()} is not finite around its start at sigma={top:g}; check its energies there"
+        )
+    while best[2] < 0.8 and sigma < min(high, 1e7):  # data of a scale beyond the usual top
+        sigma = min(10 * sigma, high)
+        best = _fit_start(moving, sigma, origin, generator, probes)
+    for factor in (3.0, 1.5):
+        while best[2] >= 0.8 and sigma / factor > max(low, 1e-6):
+            found = _fit_start(moving, sigma / factor, best[0], generator, probes)
+            if found[2] < 0.8:
+                break
+            sigma, best = sigma / factor, found
+    if best[2] < 0.5:
+        warnings.warn(
+            f"{view.original.name()}: even at sigma={sigma:.3g}, the top of its range, draws of the matched Gaussian "
+            f"have an effective size of {best[2]:.0%}; modes that are not visible from there may be missed",
+            SamplingWarning,
+            stacklevel=6,
+        )
+    return NoisePath(view, sigma, best[0], best[1], late)
 
 
 def _fit_start(
-    view: FlatView, sigma: float, total: float, mean: Tensor, generator: torch.Generator | None, probes: int
+    view: FlatView, sigma: float, mean: Tensor, generator: torch.Generator | None, probes: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Newton steps on the centre, a variance from the score's slope, and the effective fraction of draws."""
+    """Newton steps on the centre, the coarse variance, and the effective fraction of Gaussian draws."""
     target = view.at(sigma)
-    spread = sigma**2 / total
+    variance = (sigma**2 / strengths(view, sigma)).to(mean)
+    if not bool((variance > 0).all()):
+        return mean, variance, 0.0
     for _ in range(6):
-        move = spread * target.score(mean[None])[0]
+        move = variance * target.score(mean[None])[0]
         if not bool(torch.isfinite(move).all()):
             break
         mean = mean + move
-        if float(move.abs().max()) < 0.05 * math.sqrt(spread):
+        if bool((move.abs() < 0.05 * variance.sqrt()).all()):
             break
-    variance = torch.full_like(mean, spread)
     x, log_q = gaussian_draws(mean, variance, probes, generator)
     if not view.has_energy:
-        score = target.score(x)
         # without energies: how far the score is from that of the Gaussian, in its own units
-        gap = ((score + (x - mean) / variance) * (x - mean)).sum(-1)
+        gap = ((target.score(x) + (x - mean) / variance) * (x - mean)).sum(-1)
         return mean, variance, effective_fraction(gap)
-    energy = target.energy(x)
-    return mean, variance, effective_fraction(-energy - log_q)
+    return mean, variance, effective_fraction(-target.energy(x) - log_q)
 
 
 def _has_static_factor(term: Term) -> bool:
@@ -310,7 +325,7 @@ def _with_late_factors(view: FlatView, weight: Callable[[Tensor], Tensor]) -> Fl
     """The view's composite with λ(σ) on static factors, and on quotients when these would be improper."""
     term = view.term
     assert isinstance(term, Product)
-    improper = strength(term, min(term.sigma_range[1], 1e3)) <= 0
+    improper = bool((strengths(view, min(term.sigma_range[1], 1e3)) <= 0).any())
     pairs = []
     for factor, exponent in term.pairs():
         constant = exponent.constant
@@ -319,9 +334,6 @@ def _with_late_factors(view: FlatView, weight: Callable[[Tensor], Tensor]) -> Fl
             pairs.append((factor, exponent * Exponent(weight)))
         else:
             pairs.append((factor, exponent))
-    clone = object.__new__(FlatView)
-    clone.__dict__.update(view.__dict__)
-    clone.__dict__.pop("_rows_each", None)
-    clone.term = Product(pairs, term.log_scale, term.variables)
-    clone.term.sigma_range = term.sigma_range
-    return clone
+    product = Product(pairs, term.log_scale, term.variables)
+    product.sigma_range = term.sigma_range
+    return view.with_term(product)

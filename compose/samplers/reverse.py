@@ -19,9 +19,8 @@ from boltzmix.compose.draw import Draw, zeros
 from boltzmix.compose.errors import NotNormalizable, SamplingWarning
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.mixture import Mixture
-from boltzmix.compose.product import Product
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
-from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strength
+from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.smc import run_strata
 
 _SOLVERS = ("heun", "ddim", "ddpm", "dpmpp")
@@ -120,22 +119,18 @@ class Reverse(Sampler):
 
     def _start(self, view: FlatView, request: Request) -> tuple[list[float], Tensor]:
         low, high = view.term.sigma_range
-        inner = FlatView.__new__(FlatView)
-        inner.__dict__.update(view.__dict__)
-        if not isinstance(view.term, Product):
-            inner.term = Product([(view.term, 1.0)])
+        inner = view.as_product()
         top = self.sigmas[0] if self.sigmas else (high if high < 1e3 else None)
+        mean = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
         if top is None:
             path = noise_path(inner, request.generator, 256)
             top, mean = 2 * path.sigma, path.mean
-        else:
-            mean = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
-        total = strength(inner.term, top)
-        if not total > 0:
+        total = strengths(inner, top).to(mean)
+        if not bool((total > 0).all()):
             raise NotNormalizable(
-                f"{view.term.name()} has a total exponent of {total:g}: no level where it could start"
+                f"{view.term.name()} has a total exponent of {float(total.min()):g}: no level where it could start"
             )
-        x, _ = gaussian_draws(mean, torch.full_like(mean, top**2 / total), request.n, request.generator)
+        x, _ = gaussian_draws(mean, top**2 / total, request.n, request.generator)
         if self.sigmas:
             return [float(s) for s in self.sigmas], x
         bottom = max(low, 2e-3 * min(1.0, top))

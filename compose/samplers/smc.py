@@ -34,7 +34,7 @@ from boltzmix.compose.product import Product
 from boltzmix.compose.samplers.anneal import Descent, Plan, begin, descend, move
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.particles import Cloud
-from boltzmix.compose.samplers.path import NoisePath, Path, Point, TemperedPath, effective_fraction, noise_path
+from boltzmix.compose.samplers.path import NoisePath, Path, Point, TemperedPath, effective_fraction, noise_path, strengths
 from boltzmix.compose.term import Term
 
 _PROBES = 256
@@ -331,7 +331,7 @@ def choose_path(sampler: SMC | Annealed, view: FlatView, request: Request) -> tu
     wanted = sampler.path if isinstance(sampler, SMC) else "auto"
     term = view.term
     probes = _PROBES if request.n >= 64 else max(32, request.n)
-    if wanted in ("auto", "exact-start") and isinstance(sampler, SMC) and view.dim == _full_dim(view):
+    if wanted in ("auto", "exact-start") and isinstance(sampler, SMC) and view.dim == view.full_dim:
         found = _exact_start(view, request, probes, 0.0 if wanted == "exact-start" else 0.05)
         if found is not None:
             base, share = found
@@ -342,10 +342,7 @@ def choose_path(sampler: SMC | Annealed, view: FlatView, request: Request) -> tu
                 f"{term.name()} has none"
             )
     if wanted in ("auto", "noise") and term.path != "static":
-        moved = FlatView.__new__(FlatView)
-        moved.__dict__.update(view.__dict__)
-        if not isinstance(term, Product):
-            moved.term = Product([(term, 1.0)])
+        moved = view.as_product()
         if not moved.per_row:
             path = noise_path(moved, request.generator, probes)
         else:
@@ -366,23 +363,18 @@ def choose_path(sampler: SMC | Annealed, view: FlatView, request: Request) -> tu
     return tempered(view, reference), "geometric", "static terms, on a geometric path from a Gaussian fitted by a pilot"
 
 
-def _full_dim(view: FlatView) -> int:
-    return sum(view._sizes)
-
-
 def _row_path(view: FlatView, request: Request) -> NoisePath:
     """A start for targets that differ by row: the top of the range, centred by one evaluation."""
-    from boltzmix.compose.samplers.path import strength
-
-    low, high = view.term.sigma_range
-    sigma = min(high, 80.0)
-    total = strength(view.term, sigma)
-    if not total > 0:
-        raise NotNormalizable(f"{view.term.name()} has a total exponent of {total:g}: no level where it could start")
+    sigma = min(view.term.sigma_range[1], 80.0)
+    total = strengths(view, sigma).to(view.dtype)
+    if not bool((total > 0).all()):
+        raise NotNormalizable(
+            f"{view.term.name()} has a total exponent of {float(total.min()):g}: no level where its path could start"
+        )
+    variance = sigma**2 / total
     origin = torch.zeros(request.n, view.dim, dtype=view.dtype, device=view.device)
-    mean = (sigma**2 / total * view.at(sigma).score(origin)).mean(0)
-    del low
-    return NoisePath(view, sigma, mean, torch.full_like(mean, sigma**2 / total), late=False)
+    mean = (variance * view.at(sigma).score(origin)).mean(0)
+    return NoisePath(view, sigma, mean, variance, late=False)
 
 
 def candidates(term: Term) -> list[Term]:
@@ -704,11 +696,7 @@ def _restore(
     request.generator.set_state(tensors["generator"])
     path: Path
     if state["path"] == "noise":
-        moved = FlatView.__new__(FlatView)
-        moved.__dict__.update(view.__dict__)
-        if not isinstance(view.term, Product):
-            moved.term = Product([(view.term, 1.0)])
-        path = NoisePath(moved, state["sigma"], tensors["start_mean"], tensors["start_variance"], state["late"])
+        path = NoisePath(view.as_product(), state["sigma"], tensors["start_mean"], tensors["start_variance"], state["late"])
     elif "start_covariance" in tensors:
         path = tempered(view, _FlatGaussian(view, Gaussian(tensors["start_mean"], tensors["start_covariance"])))
     else:

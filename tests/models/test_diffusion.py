@@ -303,6 +303,9 @@ def test_noise_levels_are_log_normal_within_the_range():
     log_sigma = p._draw_levels(4096, torch.Generator().manual_seed(0), torch.zeros(1)).double().log()
     assert abs(float(log_sigma.mean()) + 1.0) < 0.01  # stratified: far below 0.5 / 64
     assert abs(float(log_sigma.std()) - 0.5) < 0.01
+    p = Diffusion(MLP(2), (2,), noise=(0.0, 2.0), sigma_range=(math.exp(-1), math.exp(1)))
+    log_sigma = p._draw_levels(4096, torch.Generator().manual_seed(0), torch.zeros(1)).double().log()
+    assert abs(float(log_sigma.std()) - 0.5677) < 0.002  # of a normal truncated at half its standard deviation
     p = Diffusion(MLP(2), (2,), noise=None, sigma_range=(0.1, 10.0))
     sigma = p._draw_levels(4096, torch.Generator().manual_seed(0), torch.zeros(1))
     assert 0.1 <= float(sigma.min()) < 0.102

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from boltzmix.models.nets import MLP, UNet
+from boltzmix.models.nets.unet import Attention
 
 NETS = {
     "mlp": (lambda: MLP(3, hidden=8, num_classes=2), (3,)),
@@ -60,6 +61,23 @@ def test_second_derivatives_and_every_parameter_takes_part(make, shape):
     slope.square().sum().backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == []
+
+
+def test_skips_carry_what_the_coarse_path_does_not():
+    net = excite(UNet(1, hidden=(8, 16)))
+    with torch.no_grad():
+        net.grow[0].weight.zero_()
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(net(x, torch.zeros(1, dtype=torch.float64)).square().sum(), x)
+    assert slope.abs().min() > 0
+
+
+def test_attention_is_scaled_dot_product_attention():
+    block = excite(Attention(8, heads=2, groups=2))
+    h = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q, k, v = block.qkv(block.norm(h).flatten(2)).reshape(3, 3, 2, 4, 16).mT.unbind(1)
+    mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).mT.reshape(3, 8, 16)
+    torch.testing.assert_close(block(h), h + block.project(mixed).reshape(h.shape))
 
 
 def test_wrong_networks():
