@@ -8,16 +8,17 @@ Calibration fixes the weights between *terms* (mixtures, log Z). It cannot repai
 within a term, which the learned energy states as it does.
 """
 
-from bisect import bisect_left
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from boltzmix.compose.errors import MissingEnergy
+from boltzmix.compose.flat import device_of
 from boltzmix.compose.samplers.anneal import begin, descend
 from boltzmix.compose.samplers.base import Request, frozen
-from boltzmix.compose.samplers.smc import SMC, choose_path
+from boltzmix.compose.samplers.smc import SMC, _warn_if_collapsed, choose_path
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import State
 from boltzmix.compose.wrappers import Wrapper
@@ -26,12 +27,13 @@ from boltzmix.compose.wrappers import Wrapper
 class Calibrated(Wrapper):
     """A noised term with a fitted offset c(σ), linear in log σ between the levels; made by :func:`calibrate`."""
 
+    levels: Tensor
     offsets: Tensor
 
     def __init__(self, inner: Term, levels: list[float], offsets: list[float], se: float) -> None:
         """Hold offsets at increasing levels; the first is the data end."""
         super().__init__(inner)
-        self.levels = levels
+        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float64))
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.float64))
         self.log_z_se = se
         self.calibrated = True
@@ -40,21 +42,18 @@ class Calibrated(Wrapper):
     def _token(self) -> Any:
         return ("calibrated", id(self))
 
-    def offset(self, sigma: float | None) -> float:
-        """c(σ) = log Z(σ) of the inner energy."""
-        values = self.offsets.tolist()
-        level = self.levels[0] if sigma is None else max(min(sigma, self.levels[-1]), self.levels[0])
-        k = bisect_left(self.levels, level)
-        if k == 0:
-            return values[0]
+    def offset(self, sigma: Tensor | None) -> Tensor:
+        """c(σ) = log Z(σ) of the inner energy, shaped like σ; beyond the last level that of the last."""
+        if sigma is None:
+            return self.offsets[0]
+        level = sigma.to(self.levels).clamp(max=self.levels[-1])
+        k = torch.bucketize(level, self.levels).clamp(min=1, max=len(self.levels) - 1)
         low, high = self.levels[k - 1], self.levels[k]
-        share = (torch.tensor(level / low).log() / torch.tensor(high / low).log()) if low > 0 else (level / high)
-        return values[k - 1] + float(share) * (values[k] - values[k - 1])
+        share = torch.where(low > 0, (level / low).log() / (high / low).log(), level / high)
+        return torch.lerp(self.offsets[k - 1], self.offsets[k], share)
 
     def _shift(self, energy: Tensor, sigma: Any) -> Tensor:
-        if sigma is None or sigma.ndim == 0:
-            return energy + self.offset(None if sigma is None else float(sigma))
-        return energy + torch.tensor([self.offset(float(s)) for s in sigma], dtype=energy.dtype, device=energy.device)
+        return energy + self.offset(sigma).to(energy)
 
     def _evaluate_together(self, terms: Any, x: State, sigma: Any, energy: bool, score: bool) -> Any:
         raise AssertionError("every calibrated term has a group of its own")
@@ -97,14 +96,15 @@ def calibrate(term: Term, n: int = 2000, *, seed: int = 0, cess: float = 0.98) -
     if term.path != "noised":
         raise TypeError(f"calibrate() needs a noised term, {term.name()} is {term.path}")
     sampler = SMC(path="noise", cess=cess)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device=device_of(term)).manual_seed(seed)
     request = Request(term, n, generator, seed, "calibration", progress=False)
     with frozen(term), torch.no_grad():
         view = request.view()
         path, _, _ = choose_path(sampler, view, request)
-        plan = sampler._plan()
+        plan = replace(sampler._plan(), longest=1 / 48)  # c(σ) is wanted between the levels too
         run = begin(path, plan, n, generator)
         found = [(path.describe(0.0)["sigma"], run.cloud.log_z)]
         descend(path, plan, run, generator, save=lambda r: found.append((path.describe(r.u)["sigma"], r.cloud.log_z)))
+    _warn_if_collapsed(sampler, run)
     found.sort()
     return Calibrated(term, [s for s, _ in found], [z for _, z in found], run.cloud.log_z_se())

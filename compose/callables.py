@@ -118,17 +118,17 @@ class Function(Term):
         try:
             value = self._call(x, sigma)
         except _ROW_ERRORS as error:
-            value, failed = self._split(x, sigma, error)
-            if failed == like.shape[0] and not isinstance(error, LinAlgError):
-                if (like.dtype, like.device) not in self._worked:
-                    raise  # no row works, and none ever did: a mistake in the function, not in the data
-                self._warn(error)
+            value, failed = self._split(x, sigma)
+            worked = failed < like.shape[0] or (like.dtype, like.device) in self._worked
+            if not worked and not isinstance(error, LinAlgError):
+                raise  # no row works, and none ever did: a mistake in the function, not in the data
+            self._warn(error)
             return value
         self._worked.add((like.dtype, like.device))
         return self._checked(value, x)
 
-    def _split(self, x: State, sigma: Any, error: Exception) -> tuple[Any, int]:
-        """Halve a batch that raised ``error``; the values and the number of rows that raise alone."""
+    def _split(self, x: State, sigma: Any) -> tuple[Any, int]:
+        """Halve a batch that raised; the values and the number of rows that raise alone."""
         n = first_tensor(x).shape[0]
         if n <= 1:
             return self._not_a_number(x), n
@@ -137,12 +137,10 @@ class Function(Term):
             half, level = map_state(lambda t, r=rows: t[r], x), _rows(sigma, rows)
             try:
                 part = self._checked(self._call(half, level), half)
-            except _ROW_ERRORS as inner:
-                part, count = self._split(half, level, inner)
+            except _ROW_ERRORS:
+                part, count = self._split(half, level)
                 failed += count
             parts.append(part)
-        if failed < n:
-            self._warn(error)
         joined = parts[0]
         return (torch.cat(parts) if isinstance(joined, Tensor) else map_state(lambda *t: torch.cat(t), *parts)), failed
 

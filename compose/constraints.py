@@ -85,6 +85,12 @@ class Denoised(Term):
     def _given(self, **condition: object) -> Term:
         return Denoised(condition_on(self.term, condition), condition_on(self.prior, condition))
 
+    def _strength(self, sigma: Tensor) -> float:
+        return 0.0  # far away the estimate hardly moves with x
+
+    def _coarse(self, sigma: Tensor) -> Any:
+        raise TypeError(f"{self.name()} is flat at large sigma and has no coarse form; ask its prior")
+
     def _rows(self) -> int:
         return self.term._rows() + self.prior._rows()
 
@@ -108,6 +114,7 @@ class Clamp(Term):
         ValueError: nothing masked, or shapes that do not fit.
     """
 
+    calibrated = True
     mask: Tensor
     value: Tensor
 
@@ -201,6 +208,13 @@ class BoundedNegation(Composite):
 
     def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
         return BoundedNegation(change(self.p), change(self.q), self.alpha)
+
+    def _strength(self, sigma: Tensor) -> float:
+        return self.p._strength(sigma)
+
+    def _coarse(self, sigma: Tensor) -> Any:
+        # far away p and q differ by little: the bounded factor is flat there
+        return self.p._coarse(sigma)
 
     def name(self) -> str:
         """p without q."""

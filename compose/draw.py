@@ -157,21 +157,21 @@ class Draw:
             header = json.loads(metadata["draw"])
             if header["format"] != _FORMAT:
                 raise ValueError(f"{path} has draw format {header['format']}, this version reads {_FORMAT}")
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            frames = sorted({key.split("/")[1] for key in tensors if key.startswith("frame/")})
+            return Draw(
+                x=_unnamed({k[2:]: v for k, v in tensors.items() if k.startswith("x/")}),
+                log_weights=tensors["log_weights"],
+                log_z=header["log_z"],
+                log_z_se=header["log_z_se"],
+                info=RunInfo(**header["info"]),
+                frames=[
+                    _unnamed({k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"frame/{f}/")})
+                    for f in frames
+                ],
+                chains=header["chains"],
+            )
+        except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a saved draw, or is damaged: {error}") from error
-        frames = sorted({key.split("/")[1] for key in tensors if key.startswith("frame/")})
-        return Draw(
-            x=_unnamed({k[2:]: v for k, v in tensors.items() if k.startswith("x/")}),
-            log_weights=tensors["log_weights"],
-            log_z=header["log_z"],
-            log_z_se=header["log_z_se"],
-            info=RunInfo(**header["info"]),
-            frames=[
-                _unnamed({k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"frame/{f}/")})
-                for f in frames
-            ],
-            chains=header["chains"],
-        )
 
     def to_arviz(self) -> Any:
         """An ArviZ ``InferenceData`` (particles become one chain; resample weighted draws first).
@@ -209,6 +209,8 @@ def _named(x: State) -> dict[str, Tensor]:
 
 
 def _unnamed(values: Mapping[str, Tensor]) -> State:
+    if not values:
+        raise KeyError("no samples in it")
     return values[""] if list(values) == [""] else dict(values)
 
 

@@ -60,11 +60,13 @@ class FlatView:
                     f"variable {name!r} is discrete ({variable.support}) and gradient kernels move real variables; "
                     "use a discrete kernel for it"
                 )
-        found = next((t for t in (*term.parameters(), *term.buffers()) if t.is_floating_point()), None)
+        found = _first_float(term)
         declared = next((v.dtype for v in self._variables if v.dtype is not None), None)
+        if dtype is not None and declared is not None and dtype != declared:
+            raise TypeError(f"{term.name()} has states of {declared} and dtype={dtype} was asked for; leave out dtype=")
         default = found.dtype if found is not None else torch.get_default_dtype()
         self.dtype = dtype or declared or default
-        self.device = torch.device(device) if device is not None else (found.device if found is not None else "cpu")
+        self.device = torch.device(device) if device is not None else device_of(term)
         self.counter = Counter()
         self._sizes = [torch.Size(v.shape).numel() for v in self._variables]
         total = sum(self._sizes)
@@ -149,6 +151,7 @@ class FlatView:
 
     def at(self, sigma: Any = None) -> "FlatTarget":
         """The target at one noise level."""
+        self.term._require_score("sampling")
         if isinstance(sigma, (int, float)):
             sigma = torch.tensor(float(sigma), dtype=self.dtype, device=self.device)
         return FlatTarget(self, sigma)
@@ -222,6 +225,16 @@ def ravel(term: Term, sigma: float | None = None, **options: Any) -> FlatTarget:
     if not isinstance(term, Term):
         raise TypeError(f"ravel() takes a term, got {type(term).__name__}; wrap it with boltzmix.term(...)")
     return FlatView(term, **options).at(sigma)
+
+
+def device_of(term: Term) -> torch.device:
+    """Where a term's parameters and buffers live; the CPU when it has none."""
+    found = _first_float(term)
+    return torch.device("cpu") if found is None else found.device
+
+
+def _first_float(term: Term) -> Tensor | None:
+    return next((t for t in (*term.parameters(), *term.buffers()) if t.is_floating_point()), None)
 
 
 def _separate(term: Term) -> tuple[Term, list[tuple[str | None, Clamp]]]:

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from boltzmix.compose.errors import ScopeError
-from boltzmix.compose.product import Composite, Product, common_range, open_leaves, scope_names, unite, value_of
+from boltzmix.compose.gaussian import Gaussian, GaussianMixture
+from boltzmix.compose.product import (
+    Composite,
+    Product,
+    common_range,
+    moments,
+    open_leaves,
+    scope_names,
+    unite,
+    value_of,
+)
 from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.variable import State, Variable, Variables, describe_variables, expand_rows, map_state
 
@@ -125,47 +135,39 @@ class Mixture(Composite):
             result = share if result is None else map_state(torch.add, result, share)
         return total.neg(), result
 
-    def _coarse(self, sigma: Tensor) -> Any:
-        from boltzmix.compose.gaussian import Gaussian, GaussianMixture
+    def _strength(self, sigma: Tensor) -> float:
+        # the flattest member reaches farthest; static ones hold the state by themselves
+        return min((t._strength(sigma) for t in self._terms() if t.path != "static"), default=0.0)
 
+    def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
         # A static member does not look like anything else at a large σ: the others say where to start.
         moving = [
-            (w, t._coarse(sigma)) for w, t in zip(self.log_weights, self._terms(), strict=True) if t.path != "static"
+            (w, t, t._coarse(sigma)) for w, t in zip(self.log_weights, self._terms(), strict=True) if t._strength(sigma)
         ]
-        parts = [part for _, part in moving]
+        parts = [part for _, _, part in moving]
         if len(parts) == 1:
             return parts[0]
-        weights = torch.tensor([w for w, _ in moving], dtype=torch.float64).softmax(0)
-        if len(self.event_shape) != 1 and all(isinstance(part, Gaussian) for part in parts):
-            means = torch.stack([part.mean for part in parts])
-            spreads = torch.stack(
-                [part.covariance.diagonal() if part.basis is not None else part.variances for part in parts]
-            )
+        logs = torch.tensor([w + _log_mass(t, part, sigma) for w, t, part in moving], dtype=torch.float64)
+        weights = logs.softmax(0)
+        if len(self.event_shape) != 1:  # mixtures are over vectors: match the moments
+            each = [moments(part) for part in parts]
+            means = torch.stack([m for m, _ in each])
+            spreads = torch.stack([c if c.ndim == 1 else c.diagonal() for _, c in each])
             share = weights.to(means)[:, None]
             mean = (share * means).sum(0)
             variance = (share * (spreads + (means - mean) ** 2)).sum(0)
             return Gaussian(mean.reshape(self.event_shape), variance.reshape(self.event_shape))
         diagonal = all(part.basis is None for part in parts)
-        means, covariances, shares = [], [], []
+        means, spreads, shares = [], [], []
         for w, part in zip(weights, parts, strict=True):
-            spread = (
-                part.variances
-                if diagonal
-                else part.covariances
-                if isinstance(part, GaussianMixture)
-                else part.covariance
-            )
-            if isinstance(part, Gaussian):
-                means.append(part.mean[None])
-                covariances.append(spread[None])
-                shares.append(w[None].to(part.mean))
-            else:
-                means.append(part.means)
-                covariances.append(spread)
-                shares.append(w.to(part.means) * part.weights)
+            single = isinstance(part, Gaussian)
+            spread = part.variances if diagonal else part.covariance if single else part.covariances
+            means.append(part.mean[None] if single else part.means)
+            spreads.append(spread[None] if single else spread)
+            shares.append(w[None].to(part.mean) if single else w.to(part.means) * part.weights)
         joined = torch.cat(shares)
         kept = joined > 0
-        return GaussianMixture(torch.cat(means)[kept], torch.cat(covariances)[kept], joined[kept])
+        return GaussianMixture(torch.cat(means)[kept], torch.cat(spreads)[kept], joined[kept])
 
     def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
         return Mixture([change(t) for t in self._terms()], self.log_weights)
@@ -239,6 +241,16 @@ def _members(term: Term) -> list[tuple[Term, float]]:
         if term.log_scale:
             return [(Product(pairs, 0.0, term.variables), term.log_scale)]
     return [(term, 0.0)]
+
+
+def _log_mass(term: Term, part: Gaussian | GaussianMixture, sigma: Tensor) -> float:
+    """log of a member's integral at σ, by its coarse form; 0 for normalised members and those without energy."""
+    if term.normalized or not term.has_energy:
+        return 0.0
+    mean = moments(part)[0][None]
+    with torch.no_grad():
+        energy = term._energy(mean.reshape(1, *term.event_shape), sigma.to(mean))
+        return float(part._energy(mean.reshape(1, *part.event_shape), None) - energy)
 
 
 def log_sum_exp(logs: Sequence[float]) -> float:

@@ -244,8 +244,11 @@ class Product(Composite):
             total = zero if isinstance(zero, Tensor) else {n: done.get(n, zero[n]) for n in zero}  # pyright: ignore[reportAttributeAccessIssue]
         return (energy if complete else None), total
 
+    def _strength(self, sigma: Tensor) -> float:
+        return math.fsum(float(e.value(sigma)) * t._strength(sigma) for t, e in self.pairs())
+
     def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
-        moving = [(t, float(e.value(sigma))) for t, e in self.pairs() if t.path != "static"]
+        moving = [(t, float(e.value(sigma))) for t, e in self.pairs() if t._strength(sigma)]
         if len(moving) == 1 and moving[0][1] == 1.0:
             return moving[0][0]._coarse(sigma)
         parts = [(moments(t._coarse(sigma)), w) for t, w in moving]

@@ -8,6 +8,7 @@ import torch
 
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import MissingEnergy
+from boltzmix.compose.flat import device_of
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.base import Request, Sampler, frozen
 from boltzmix.compose.samplers.mcmc import MCMC
@@ -88,7 +89,7 @@ def sample(
         raise TypeError(
             f"init for {type(sampler).__name__} is a normalised term to start from, got {type(init).__name__}"
         )
-    generator, number = as_generator(seed, device)
+    generator, number = as_generator(seed, device_of(target) if device is None else device)
     request = Request(
         term=target, n=count, generator=generator, seed=number, reason=reason, dtype=dtype, device=device,
         init=init, progress=progress, checkpoint=None if checkpoint is None else Path(checkpoint),
@@ -125,11 +126,17 @@ def as_generator(
     seed: int | torch.Generator | None, device: torch.device | str | None
 ) -> tuple[torch.Generator, int | None]:
     """The generator to use and the seed to record."""
+    where = torch.device("cpu" if device is None else device)
     if isinstance(seed, torch.Generator):
+        if seed.device.type != where.type:
+            raise ValueError(
+                f"the generator lives on {seed.device} and the states on {where}; make it with "
+                f"torch.Generator(device={str(where)!r})"
+            )
         return seed, None
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"seed is an int, a torch.Generator or None, got {type(seed).__name__}")
-    generator = torch.Generator(device="cpu" if device is None else device)
+    generator = torch.Generator(device=where)
     number = int(torch.randint(2**31, ()).item()) if seed is None else seed
     generator.manual_seed(number)
     return generator, number

@@ -135,6 +135,10 @@ class Term(nn.Module):
         mean = origin + level**2 * self._score(origin, level)  # pyright: ignore[reportOperatorIssue]
         return Gaussian(mean[0].detach(), float(level) ** 2)
 
+    def _strength(self, sigma: Tensor) -> float:
+        """Precision that the term adds at a large σ, in units of 1/σ²; 0 where it does not hold the state."""
+        return 0.0 if self.path == "static" else 1.0
+
     def _denoise(self, x: State, sigma: Any) -> State:
         score = self._score(x, sigma)
 

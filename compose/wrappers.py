@@ -83,6 +83,9 @@ class Wrapper(Term):
     def _rows(self) -> int:
         return self.inner._rows()
 
+    def _strength(self, sigma: Tensor) -> float:
+        return 0.0 if self.path == "static" else self.inner._strength(sigma)
+
 
 class On(Wrapper):
     """A term over named variables; made by :meth:`Term.on`.

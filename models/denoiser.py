@@ -21,6 +21,7 @@ Training is denoising score matching with their weight, :math:`\|rF - (\sigma x_
 
 import copy
 import math
+import operator
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -162,23 +163,27 @@ class Denoiser(Term):
         twin = copy.copy(self)
         # nn.Module keeps these dictionaries by reference; the twin shares what is in them, not the dictionaries.
         twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
-        if isinstance(label, int) and not isinstance(label, bool):
-            if not 0 <= label < self.num_classes:
-                raise ValueError(f"label is an int in [0, {self.num_classes}), got {label}")
-            twin.label, twin._identity = label, label
-        elif isinstance(label, Tensor) and label.ndim == 1 and not label.dtype.is_floating_point:
-            if label.dtype == torch.bool or label.dtype.is_complex:
+        if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point():
+            if label.dtype == torch.bool or label.is_complex():
                 raise TypeError(f"labels are integers, got {label.dtype}")
             values = tuple(label.tolist())
             if not values or min(values) < 0 or max(values) >= self.num_classes:
                 raise ValueError(f"labels are ints in [0, {self.num_classes}), got {sorted(set(values))}")
             twin.labels = label.to(self.core.loc.device, torch.long)
             twin._identity = values
-        else:
+            return twin
+        try:
+            if isinstance(label, bool) or (isinstance(label, Tensor) and (label.ndim > 0 or label.dtype == torch.bool)):
+                raise TypeError
+            number = operator.index(label)  # pyright: ignore[reportArgumentType]
+        except TypeError:
             what = f"a {label.dtype} tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
             raise TypeError(
                 f"label is an int in [0, {self.num_classes}), or a row of N such ints, one per particle; got {what}"
-            )
+            ) from None
+        if not 0 <= number < self.num_classes:
+            raise ValueError(f"label is an int in [0, {self.num_classes}), got {number}")
+        twin.label = twin._identity = number
         return twin
 
     def key(self) -> Hashable:

@@ -1,1 +1,1 @@
-"""Targets with known truth, metrics, comparisons and suites."""
+"""One module per suite, each with ``run(out=None, quick=False, seeds=5, …) -> Report``."""

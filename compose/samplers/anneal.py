@@ -9,7 +9,8 @@ shrinks like :math:`v' = v - (\sigma^2 - \sigma'^2) / W`. The particles are cont
 :math:`\sqrt{v'/v}` and the Jacobian enters the weights, which removes most of the cost of the large noise
 levels (a deterministic move inside an SMC sampler: Del Moral, Doucet and Jasra, 2006, section 2; Arbel,
 Matthews and Doucet, 2021). Mean and variance for one half of the particles come from the other half:
-fitted on the particles that they move, log Z would be biased by about D/N per level.
+fitted on the particles that they move, log Z would be biased by about D/N per level. The halves are families: copies
+that resampling made of one particle stay together.
 """
 
 import math
@@ -39,6 +40,7 @@ class Plan:
         moves: kernel steps at each level.
         weigh: whether to compute weights and log Z.
         max_levels: give up beyond this many levels.
+        longest: the largest step in u that adaptive levels take.
         step_sizes: fixed step size for a level's description, instead of adaptation.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     moves: int = 1
     weigh: bool = True
     max_levels: int = 1000
+    longest: float = 1.0
     step_sizes: Callable[[dict[str, float]], float] | None = None
     record: bool = False
 
@@ -62,6 +65,7 @@ class Descent:
     u: float
     increment: float
     step_size: float
+    width: float
     levels: list[dict[str, Any]] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
 
@@ -76,7 +80,7 @@ def begin(path: Path, plan: Plan, n: int, generator: torch.Generator | None) -> 
         _require_weights(path, increments, 0.0)
         cloud.reweigh(increments)
     guess = plan.kernel.step_size or plan.kernel.initial_step_size(path.view.dim)
-    return Descent(point, cloud, 0.0, 0.02, guess)
+    return Descent(point, cloud, 0.0, 0.02, guess, _spread(x))
 
 
 def descend(
@@ -93,7 +97,7 @@ def descend(
         NotNormalizable: the particles escape, or the level cap is reached.
         NonFinite: no particle has a finite weight.
     """
-    width = _spread(run.point.x)
+    cap = 1e2 if isinstance(path, NoisePath) else 1e4  # a fitted base may be much narrower than its target
     while run.u < 1.0:
         clock, rows = time.perf_counter(), path.view.counter.rows
         if len(run.levels) >= plan.max_levels:
@@ -120,10 +124,10 @@ def descend(
             }
         )
         now = _spread(run.point.x)
-        if not math.isfinite(now) or now > 100 * width:
+        if not math.isfinite(now) or now > cap * run.width:
             raise NotNormalizable(
                 f"{path.view.original.name()}: at {_words(path.describe(run.u))} the particles spread over {now:.3g}, "
-                f"{now / width:.3g} times the start; the composite has no finite integral along its path. "
+                f"{now / run.width:.3g} times the start; the composite has no finite integral along its path. "
                 "Use bounded_negation(p, q, alpha), or a smaller exponent on the quotient"
             )
         if plan.record:
@@ -139,22 +143,23 @@ def move(path: Path, plan: Plan, run: Descent, generator: torch.Generator | None
     """Kernel steps at the current level, adapting the step size; mean acceptance and divergences."""
     mass = _variance(run.point.x, run.cloud.weights)
     target = path.target(run.u)
-    acceptance, divergences = 1.0, 0
+    rates, divergences = [], 0
+    if plan.step_sizes is not None:
+        run.step_size = plan.step_sizes(path.describe(run.u))
     for _ in range(steps):
-        size = run.step_size
-        if plan.step_sizes is not None:
-            size = plan.step_sizes(path.describe(run.u))
-        tune = Tune(torch.as_tensor(size, dtype=run.point.x.dtype), mass if plan.kernel.step_size is None else None)
+        tune = Tune(
+            torch.as_tensor(run.step_size, dtype=run.point.x.dtype), mass if plan.kernel.step_size is None else None
+        )
         before = run.point
         state = State(before.x, before.energy, before.score)
         state, info = plan.kernel.step(target, state, tune, draw_noise(before.x, generator))
         run.point = path.after(before, state.x, state.energy, state.score, info.accepted)
-        acceptance = float(info.acceptance.mean())
+        rates.append(float(info.acceptance.mean()))
         divergences += int(info.divergent.sum())
         if plan.kernel.step_size is None:
-            change = acceptance - plan.kernel.target_acceptance
+            change = rates[-1] - plan.kernel.target_acceptance
             run.step_size = min(max(run.step_size * math.exp(change), 1e-6), 10.0)
-    return acceptance, divergences
+    return math.fsum(rates) / max(steps, 1), divergences
 
 
 def _advance(path: Path, plan: Plan, run: Descent) -> float:
@@ -180,7 +185,7 @@ def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
     given up, its evaluations counted, and a shorter one tried.
     """
     aim = -math.log(plan.cess)
-    step = run.increment
+    step, before, stubborn = min(run.increment, plan.longest), math.inf, 0
     for _ in range(40):
         following = min(1.0, run.u + step)
         point, increments = _carry(path, run, following)
@@ -188,12 +193,20 @@ def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
         cost = -math.log(conditional) if conditional > 0 else math.inf
         if cost <= (2.0 if following < 1.0 else 1.3) * aim:
             break
+        # An edge enters at once: where steps 25 times shorter are no better, take the loss.
+        stubborn = stubborn + 1 if cost > 0.9 * before else 0
+        if stubborn >= 2 and conditional * len(increments) >= 10:
+            break
+        before = cost
         step = (following - run.u) * (max(0.2, 0.9 * math.sqrt(aim / cost)) if math.isfinite(cost) else 0.2)
         if run.u + step == run.u:
-            raise NonFinite(
-                f"{path.view.original.name()}: no step from {_words(path.describe(run.u))} keeps finite weights; "
-                "its energies jump there"
-            )
+            where = f"{path.view.original.name()}: no step from {_words(path.describe(run.u))}"
+            if _spread(run.point.x) > 10 * run.width:
+                raise NotNormalizable(
+                    f"{where} keeps finite weights, and the particles spread over {_spread(run.point.x):.3g}, "
+                    f"{_spread(run.point.x) / run.width:.3g} times the start: the composite has no finite integral there"
+                )
+            raise NonFinite(f"{where} keeps finite weights; its energies jump there")
     _require_weights(path, increments, following)  # pyright: ignore[reportPossiblyUnboundVariable]
     run.increment = (following - run.u) * min(3.0, max(0.4, math.sqrt(aim / max(cost, 1e-12))))  # pyright: ignore[reportPossiblyUnboundVariable]
     run.cloud.reweigh(_finite(increments))  # pyright: ignore[reportPossiblyUnboundVariable]
@@ -206,26 +219,47 @@ def _carry(path: Path, run: Descent, following: float) -> tuple[Point, Tensor]:
     n, dim = run.point.x.shape
     if not isinstance(path, NoisePath) or path.late or path.view.per_row or n < 64:
         point = path.shift(run.point, following)
-        return point, run.point.energy - point.energy
+        return point, _increments(run, point)
     now, then = path.level(run.u) or 0.0, path.level(following) or 0.0
     loss = (now**2 - then**2) / strengths(path.view, now)
-    x, log_det = contract(run.point.x, run.cloud.weights, loss, isotropic=n < 16 * dim)
+    x, log_det = contract(run.point.x, run.cloud.weights, loss, n < 16 * dim, halves(run.cloud))
     point = path.evaluate(x, following)
-    return point, run.point.energy - point.energy + log_det
+    return point, _increments(run, point) + log_det
 
 
-def contract(x: Tensor, weights: Tensor, loss: Tensor, isotropic: bool) -> tuple[Tensor, Tensor]:
+def _increments(run: Descent, point: Point) -> Tensor:
+    """Log-ratios of the next density to the present one; particles of zero weight keep it."""
+    dead = run.cloud.log_weights == -torch.inf
+    return torch.where(dead, -torch.inf, run.point.energy - point.energy)
+
+
+def halves(cloud: Cloud) -> Tensor:
+    """Which of two halves each particle is in: by first ancestors, so that copies are together.
+
+    Where one family of ancestors has taken over, particles alternate instead.
+    """
+    odd = cloud.ancestors % 2 == 1
+    share = float(cloud.weights[odd].sum())
+    if 0.1 < share < 0.9:
+        return odd
+    return torch.arange(len(odd), device=odd.device) % 2 == 1
+
+
+def contract(x: Tensor, weights: Tensor, loss: Tensor, isotropic: bool, odd: Tensor) -> tuple[Tensor, Tensor]:
     """Contract each half of the particles about the other half's mean, so that variances fall by ``loss`` ``(D,)``."""
-    odd = torch.arange(len(x), device=x.device) % 2 == 1
     moved, log_det = torch.empty_like(x), x.new_empty(len(x))
     for half in (odd, ~odd):
         others = weights[~half]
-        others = others / others.sum()
+        total = others.sum()
+        if not float(total) > 0:  # no weight to take a mean from: stay
+            moved[half], log_det[half] = x[half], 0.0
+            continue
+        others = others / total
         mean = (others[:, None] * x[~half].double()).sum(0)
         variance = (others[:, None] * (x[~half].double() - mean) ** 2).sum(0)
         if isotropic:
             variance = variance.mean().expand_as(variance)
-        scale = (1.0 - loss / variance).clamp(0.2, 1.0).sqrt().to(x)
+        scale = (1.0 - loss / variance.clamp(min=1e-300)).clamp(0.2, 1.0).sqrt().to(x)
         mean = mean.to(x)
         moved[half] = mean + scale * (x[half] - mean)
         log_det[half] = scale.log().sum()

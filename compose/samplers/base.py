@@ -1,6 +1,7 @@
 """What samplers are given, and what they share: preparation of the target, progress, checkpoints."""
 
 import contextlib
+import hashlib
 import json
 import sys
 import time
@@ -36,6 +37,23 @@ class Request:
     def view(self) -> FlatView:
         """A flat view of the target with its own counter."""
         return FlatView(self.term, self.dtype, self.device, rows=self.n)
+
+    def fingerprint(self, sampler: "Sampler", view: FlatView) -> dict[str, Any]:
+        """What identifies a run for its checkpoint: sampler, size, seed, and the target with its numbers."""
+        digest = hashlib.sha256(self.term.name().encode())
+        scale = getattr(self.term, "log_scale", getattr(self.term, "log_weights", None))
+        digest.update(repr(scale).encode())
+        for name, tensor in self.term.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "sampler": repr(sampler),
+            "n": self.n,
+            "seed": self.seed,
+            "dim": view.dim,
+            "dtype": str(view.dtype),
+            "target": digest.hexdigest()[:16],
+        }
 
 
 @dataclass(frozen=True)
@@ -109,15 +127,18 @@ class Checkpoint:
         try:
             with safe_open(str(self.path), framework="pt") as file:
                 meta = json.loads((file.metadata() or {})["run"])
+                found, state = meta["fingerprint"], meta["state"]
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"checkpoint {self.path} is damaged: {error}; delete it to start again") from error
-        if meta["fingerprint"] != json.loads(json.dumps(self.fingerprint)):
+        wanted = json.loads(json.dumps(self.fingerprint))
+        if found != wanted:
+            differing = {k: (found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
             raise ValueError(
-                f"checkpoint {self.path} belongs to another run ({meta['fingerprint']}), this one is "
-                f"{self.fingerprint}; give another file, or delete it"
+                f"checkpoint {self.path} belongs to another run, which differs in {differing} (there, here); "
+                "give another file, or delete it"
             )
-        return tensors, meta["state"]
+        return tensors, state
 
     def save(self, make: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]], force: bool = False) -> None:
         """Write what ``make`` returns when the time has come."""

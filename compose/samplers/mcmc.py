@@ -80,8 +80,7 @@ class MCMC(Sampler):
         run = self._begin(view, target, kernel, request, warmup, adapts)
         store = None
         if request.checkpoint is not None:
-            label = {"sampler": repr(self), "chains": request.n, "seed": request.seed, "dim": view.dim}
-            store = Checkpoint(request.checkpoint, label)
+            store = Checkpoint(request.checkpoint, request.fingerprint(self, view))
             run.restore(store.load(), request.generator, view)
         if run.state is None:
             run.state = kernel.init(target, self._starts(view, target, request))
@@ -133,7 +132,12 @@ class MCMC(Sampler):
         x = 4.0 * box - 2.0
         if not target.has_energy:
             return x[: request.n]
-        energy, score = target.energy_and_score(x)
+        if view.per_row:  # a Clamp's conditions belong to their rows
+            columns = [target.energy_and_score(part) for part in x.reshape(request.n, tries, -1).unbind(1)]
+            energy = torch.stack([e for e, _ in columns], 1).flatten()
+            score = torch.stack([s for _, s in columns], 1).flatten(0, 1)
+        else:
+            energy, score = target.energy_and_score(x)
         usable = torch.isfinite(energy) & torch.isfinite(score).all(1)
         if not bool(usable.any()):
             raise NonFinite(
@@ -155,10 +159,18 @@ class MCMC(Sampler):
         info.network_rows = view.counter.network_rows / request.n
         info.extra["warmup"] = run.warmup
         if self.draws >= 4:
-            info.ess = float(torch.nan_to_num(ess(run.kept), nan=math.inf).min())
-            worst = float(torch.nan_to_num(rhat(run.kept), nan=1.0).max())
+            info.ess = float(ess(run.kept).min())  # NaN when a coordinate never moved
+            worst = float(rhat(run.kept).max())
             info.extra["rhat"] = worst
-            if worst > 1.05:
+            still = int((run.kept == run.kept[:, :1]).flatten(1).all(1).sum())
+            if still:
+                warnings.warn(
+                    f"MCMC: {still} of {request.n} chains never moved (mean acceptance {info.acceptance:.2g}), so their "
+                    "draws are one point: use a smaller step size, or adapt=True with step_size=None",
+                    SamplingWarning,
+                    stacklevel=4,
+                )
+            elif worst > 1.05:
                 warnings.warn(
                     f"MCMC: R-hat is {worst:.3f} for the worst coordinate, so chains disagree: run longer, give them "
                     "better starts with init=, or use SMC when the target has separated modes",

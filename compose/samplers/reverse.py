@@ -22,6 +22,8 @@ from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.smc import run_strata
+from boltzmix.compose.term import check_levels
+import itertools
 
 _SOLVERS = ("heun", "ddim", "ddpm", "dpmpp")
 
@@ -57,7 +59,7 @@ class Reverse(Sampler):
             raise ValueError(f"solver is one of {_SOLVERS}, got {self.solver!r}")
         if self.sigmas is not None:
             levels = [float(s) for s in self.sigmas]
-            falling = all(a > b for a, b in zip(levels, levels[1:], strict=False))
+            falling = all(a > b for a, b in itertools.pairwise(levels))
             if not levels or not falling or not levels[-1] > 0 or not levels[0] < float("inf"):
                 raise ValueError(f"sigmas are finite, positive and strictly decreasing, got {levels}")
 
@@ -66,6 +68,10 @@ class Reverse(Sampler):
         term = request.term
         if isinstance(term, Mixture) and not term.has_energy:
             return run_strata(self, request)
+        if request.checkpoint is not None:
+            raise ValueError("Reverse is short and keeps no checkpoint; leave out checkpoint=")
+        if request.init is not None:
+            raise TypeError("Reverse starts at the largest noise level and takes no init; leave out init=")
         clock = time.perf_counter()
         view = request.view()
         if term.path == "static":
@@ -120,6 +126,8 @@ class Reverse(Sampler):
     def _start(self, view: FlatView, request: Request) -> tuple[list[float], Tensor]:
         low, high = view.term.sigma_range
         inner = view.as_product()
+        if self.sigmas:
+            check_levels(torch.tensor(self.sigmas, dtype=torch.float64), (low, high), view.term.name())
         top = self.sigmas[0] if self.sigmas else (high if high < 1e3 else None)
         mean = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
         if top is None:
@@ -130,7 +138,13 @@ class Reverse(Sampler):
             raise NotNormalizable(
                 f"{view.term.name()} has a total exponent of {float(total.min()):g}: no level where it could start"
             )
-        x, _ = gaussian_draws(mean, top**2 / total, request.n, request.generator)
+        if view.term.path == "noised" and view.names is None and view.dim == view.full_dim:
+            # σ_max² alone would forget the spread of the data, and the error survives to the end
+            view.count(1)
+            coarse = view.term._coarse(torch.tensor(float(top), dtype=torch.float64, device=view.device))
+            x = view.ravel(coarse.sample(request.n, request.generator)).to(mean)
+        else:
+            x, _ = gaussian_draws(mean, top**2 / total, request.n, request.generator)
         if self.sigmas:
             return [float(s) for s in self.sigmas], x
         bottom = max(low, 2e-3 * min(1.0, top))

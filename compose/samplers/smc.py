@@ -24,18 +24,28 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.draw import Draw, zeros
-from boltzmix.compose.errors import MissingEnergy, NotNormalizable, SamplingWarning
+from boltzmix.compose.errors import MissingEnergy, NonFinite, NotNormalizable, SamplingWarning, ScopeError
 from boltzmix.compose.flat import FlatView, require_energy
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels.base import Kernel
 from boltzmix.compose.kernels.hmc import HMC, UHMC
 from boltzmix.compose.mixture import Mixture
-from boltzmix.compose.product import Product
+from boltzmix.compose.product import Product, scope_names, unite
 from boltzmix.compose.samplers.anneal import Descent, Plan, begin, descend, move
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.particles import Cloud
-from boltzmix.compose.samplers.path import NoisePath, Path, Point, TemperedPath, effective_fraction, noise_path, strengths
+from boltzmix.compose.samplers.path import (
+    NoisePath,
+    Path,
+    Point,
+    TemperedPath,
+    effective_fraction,
+    noise_path,
+    strengths,
+)
 from boltzmix.compose.term import Term
+from boltzmix.compose.variable import describe_variables
+import itertools
 
 _PROBES = 256
 _PATHS = ("auto", "noise", "geometric", "exact-start")
@@ -184,7 +194,7 @@ def check_levels_setting(levels: LevelsLike) -> None:
             raise ValueError(f"levels needs at least 1, got {levels}")
         return
     values = [float(u) for u in levels]
-    increasing = all(a < b for a, b in zip(values, values[1:], strict=False))
+    increasing = all(a < b for a, b in itertools.pairwise(values))
     if not values or not increasing or not values[0] > 0 or values[-1] != 1.0:
         raise ValueError(f"levels as a list are increasing u in (0, 1] that end in 1, got {values}")
 
@@ -230,9 +240,7 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
     _refuse_improper(request.term)
     store = None
     if request.checkpoint is not None:
-        store = Checkpoint(
-            request.checkpoint, {"sampler": repr(sampler), "n": request.n, "seed": request.seed, "dim": view.dim}
-        )
+        store = Checkpoint(request.checkpoint, request.fingerprint(sampler, view))
     resumed = None if store is None else store.load()
     if resumed is None:
         path, info.path, why = choose_path(sampler, view, request)
@@ -250,7 +258,7 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
             kind, reason = info.path, why
 
             def save(run: Descent) -> None:
-                store.save(lambda: _snapshot(path, run, request.generator, kind, reason))
+                store.save(lambda: _snapshot(path, run, request, kind, reason))
 
         descend(path, plan, run, request.generator, bar, save)
     finally:
@@ -279,12 +287,15 @@ def _finish(
             log_z, log_z_se = run.cloud.log_z, se
         _warn_if_collapsed(sampler, run)
         if sampler.resample:
-            if info.ess < 0.999 * request.n:
+            if info.ess < 0.999 * request.n or bool((run.cloud.log_weights == -torch.inf).any()):
                 run.point = run.point.select(run.cloud.resample(request.generator))
         else:
             weights = (run.cloud.log_weights + math.log(request.n)).to(run.point.x)
         if sampler.final_moves:
             move(path, plan, run, request.generator, sampler.final_moves)
+    else:
+        _warn_if_undefined(request.term, run.point)
+    _refuse_growing_tails(request.term, view, run.point)
     levels = run.levels
     info.levels = levels
     info.acceptance = math.fsum(r["acceptance"] for r in levels) / max(len(levels), 1)
@@ -293,9 +304,22 @@ def _finish(
     info.evaluations = view.counter.rows / request.n
     info.network_rows = view.counter.network_rows / request.n
     info.seconds = time.perf_counter() - clock
-    _refuse_growing_tails(request.term, view, run.point)
     x = view.unravel(run.point.x)
     return Draw(x, weights, log_z, log_z_se, info, frames_of(view, run.frames))
+
+
+def _warn_if_undefined(term: Term, point: Point) -> None:
+    good = torch.isfinite(point.score).all(1) & ~torch.isinf(point.energy)
+    lost = int((~good).sum())
+    if lost == len(good):
+        raise NonFinite(f"{term.name()}: every draw ended where the density is zero or undefined; use SMC")
+    if lost:
+        warnings.warn(
+            f"Annealed: {lost} of {len(good)} draws are where {term.name()} is zero or undefined: without weights, "
+            "particles that a hard edge cuts off stay where they are; use SMC, which removes them",
+            SamplingWarning,
+            stacklevel=5,
+        )
 
 
 def _warn_if_collapsed(sampler: SMC, run: Descent) -> None:
@@ -331,6 +355,11 @@ def choose_path(sampler: SMC | Annealed, view: FlatView, request: Request) -> tu
     wanted = sampler.path if isinstance(sampler, SMC) else "auto"
     term = view.term
     probes = _PROBES if request.n >= 64 else max(32, request.n)
+    if isinstance(request.init, Term):
+        if wanted == "noise":
+            raise ValueError("path='noise' finds its own start; leave out init=, or use path='geometric' with it")
+        base = _check_init(view, request.init)
+        return tempered(view, base), "geometric", f"on a geometric path from {base.name()}, given as init"
     if wanted in ("auto", "exact-start") and isinstance(sampler, SMC) and view.dim == view.full_dim:
         found = _exact_start(view, request, probes, 0.0 if wanted == "exact-start" else 0.05)
         if found is not None:
@@ -416,8 +445,10 @@ def _cast(x: Any, view: FlatView) -> Any:
 
 def tempered(view: FlatView, base: Term) -> TemperedPath:
     """The geometric path from a normalised term that can be sampled."""
+    rows_each = base._rows()
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        view.counter.network_rows += x.shape[0] * rows_each
         with torch.no_grad():
             energy, score = base._energy_and_score(view.unravel(x), None)
         return energy, view.ravel(score)
@@ -455,12 +486,27 @@ class _FlatGaussian(Term):
         return "a fitted Gaussian"
 
 
+def _check_init(view: FlatView, init: Term) -> Term:
+    """A term to start from: normalised, sampled exactly, over the target's variables."""
+    if not (init.samplable and init.normalized):
+        raise TypeError(
+            f"init as a term is where the path starts: it must be normalised and sampled exactly, {init.name()} is "
+            f"{'not normalised' if init.samplable else 'not sampled exactly'}; use a Gaussian"
+        )
+    if scope_names(init) != scope_names(view.term):
+        raise ScopeError(
+            f"init is over {describe_variables(init.variables)} and the target over "
+            f"{describe_variables(view.term.variables)}"
+        )
+    unite([init.variables, view.term.variables])
+    require_energy(view, "a path from init")
+    if view.dim != view.full_dim:
+        raise ValueError("init= and a Clamp do not go together: the start would not respect the clamped coordinates")
+    return init
+
+
 def _reference(view: FlatView, request: Request) -> Term:
     """A Gaussian matched to a short pilot run, with its covariance inflated."""
-    if isinstance(request.init, Term):
-        if not (request.init.samplable and request.init.normalized):
-            raise TypeError("init as a term is the reference of the path: it must be normalised and samplable")
-        return request.init
     zero = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
     broad = _FlatGaussian(view, Gaussian(zero, 25.0))
     size = min(512, max(128, request.n))
@@ -512,14 +558,12 @@ def run_sum(sampler: SMC, request: Request, members: list[tuple[float, Term]]) -
         MissingEnergy: a member without an energy.
     """
     clock = time.perf_counter()
-    if request.checkpoint is not None:
-        raise ValueError("checkpoint= is for one path; a sum is drawn member by member, sample its members instead")
     n, count = request.n, len(members)
     sizes = [n // count + (k < n % count) for k in range(count)]
     sizes = [max(s, min(n, 256)) for s in sizes]
     draws = []
-    for (_, member), size in zip(members, sizes, strict=True):
-        part = replace_request(request, member, size)
+    for k, ((_, member), size) in enumerate(zip(members, sizes, strict=True)):
+        part = replace_request(request, member, size, k)
         draws.append(_run(replace(sampler, record=False), part))
     logs = torch.tensor([w + _known_log_z(d) for (w, _), d in zip(members, draws, strict=True)], dtype=torch.float64)
     total = logs.logsumexp(0)
@@ -577,9 +621,9 @@ def run_strata(sampler: Sampler, request: Request) -> Draw:
     shares = torch.tensor(mixture.log_weights, dtype=torch.float64).softmax(0)
     counts = _allocate(shares, request.n, request.generator)
     draws = []
-    for member, size in zip(mixture._terms(), counts.tolist(), strict=True):
+    for k, (member, size) in enumerate(zip(mixture._terms(), counts.tolist(), strict=True)):
         if size:
-            draws.append(sampler.run(replace_request(request, member, size)))
+            draws.append(sampler.run(replace_request(request, member, size, k)))
     view = request.view()
     x = torch.cat([view.ravel(d.x) for d in draws])
     info = new_info(sampler, request)
@@ -592,9 +636,11 @@ def run_strata(sampler: Sampler, request: Request) -> Draw:
     return Draw(view.unravel(x), zeros(request.n, x), None, None, info)
 
 
-def replace_request(request: Request, term: Term, n: int) -> Request:
-    """The same request for another term and number."""
-    return replace(request, term=term, n=n, progress=False if request.progress is None else request.progress)
+def replace_request(request: Request, term: Term, n: int, index: int) -> Request:
+    """The same request for a member of a sum, with a checkpoint of its own beside the given one."""
+    file = request.checkpoint
+    file = None if file is None else file.with_name(f"{file.name}.{index}")
+    return replace(request, term=term, n=n, progress=request.progress or False, checkpoint=file)
 
 
 def _allocate(shares: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
@@ -631,28 +677,39 @@ def _refuse_improper(term: Term) -> None:
 
 
 def _refuse_growing_tails(term: Term, view: FlatView, point: Point) -> None:
-    """Quotients of closed forms: energies must grow along rays to infinity."""
-    if not isinstance(term, Product) or not view.has_energy or view.term._rows() or view.per_row:
-        return
-    if all(e.constant is not None and e.constant > 0 for _, e in term.pairs()):
+    """Densities that may have no integral: along rays, energies must grow like D log r and more."""
+    if not view.has_energy or view.term._rows() or view.per_row or _surely_proper(view.term):
         return
     x = point.x[:64]
     mean = point.x.mean(0)
     energies = torch.stack([view.at(None).energy(mean + r * (x - mean)) for r in (8.0, 64.0, 512.0)])
-    falling = (energies[2] < energies[1]) & (energies[1] < energies[0]) & torch.isfinite(energies).all(0)
-    if bool(falling.any()):
+    heavy = energies[2] - energies[1] < 0.99 * math.log(8.0) * view.dim  # NaN where both are infinite: no mass
+    if bool(heavy.any()):
         raise NotNormalizable(
-            f"{term.name()}: the density grows along {int(falling.sum())} of {len(x)} rays from the draws to infinity "
-            f"(energies {[round(float(e), 1) for e in energies[:, falling][:, 0]]} at 8, 64 and 512 times the "
-            "distance), so it has no finite integral; use bounded_negation, or a smaller exponent on the quotient"
+            f"{term.name()}: the density does not fall fast enough along {int(heavy.sum())} of {len(x)} rays from the "
+            f"draws to infinity (energies {[round(float(e), 1) for e in energies[:, heavy][:, 0]]} at 8, 64 and 512 "
+            "times the distance), so it has no finite integral; use bounded_negation, or a smaller exponent on the "
+            "quotient"
         )
+
+
+def _surely_proper(term: Term) -> bool:
+    """Products of positive powers of normalised terms, at least one of them with exponent ≥ 1; sums of these."""
+    if term.normalized:
+        return True
+    if isinstance(term, Mixture):
+        return all(_surely_proper(t) for t in term._terms())
+    if not isinstance(term, Product):
+        return False
+    weights = [e.constant for _, e in term.pairs()]
+    return all(w is not None and w > 0 for w in weights) and all(t.normalized for t, _ in term.pairs())
 
 
 # ------------------------------------------------------------------ resuming
 
 
 def _snapshot(
-    path: Path, run: Descent, generator: torch.Generator, kind: str, why: str
+    path: Path, run: Descent, request: Request, kind: str, why: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {
         "x": run.point.x,
@@ -660,7 +717,7 @@ def _snapshot(
         "score": run.point.score,
         "log_weights": run.cloud.log_weights,
         "ancestors": run.cloud.ancestors,
-        "generator": generator.get_state(),
+        "generator": request.generator.get_state(),
     }
     if run.point.parts is not None:
         tensors.update({f"part{k}": p for k, p in enumerate(run.point.parts)})
@@ -669,6 +726,7 @@ def _snapshot(
         "u": run.u,
         "increment": run.increment,
         "step_size": run.step_size,
+        "width": run.width,
         "levels": run.levels,
         "log_z": run.cloud.log_z,
         "path": kind,
@@ -682,10 +740,9 @@ def _snapshot(
     else:
         base = path.base_term  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(base, _FlatGaussian):
-            tensors["start_mean"], tensors["start_covariance"] = base.gaussian.mean, base.gaussian.covariance
-        else:
-            names = [c.name() for c in candidates(path.view.term)]
-            state["base"] = names.index(base.name()) if base.name() in names else 0
+            tensors.update({f"base/{k}": v for k, v in base.gaussian.named_buffers()})
+        elif not isinstance(request.init, Term):
+            state["base"] = [c.key() for c in candidates(path.view.term)].index(base.key())
     return tensors, state
 
 
@@ -696,9 +753,13 @@ def _restore(
     request.generator.set_state(tensors["generator"])
     path: Path
     if state["path"] == "noise":
-        path = NoisePath(view.as_product(), state["sigma"], tensors["start_mean"], tensors["start_variance"], state["late"])
-    elif "start_covariance" in tensors:
-        path = tempered(view, _FlatGaussian(view, Gaussian(tensors["start_mean"], tensors["start_covariance"])))
+        path = NoisePath(
+            view.as_product(), state["sigma"], tensors["start_mean"], tensors["start_variance"], state["late"]
+        )
+    elif "base/mean" in tensors:
+        gaussian = Gaussian(tensors["base/mean"], tensors["base/variances"])
+        gaussian.basis = tensors.get("base/basis")
+        path = tempered(view, _FlatGaussian(view, gaussian))
     else:
         base = request.init if isinstance(request.init, Term) else candidates(view.term)[state["base"]]
         path = tempered(view, base)
@@ -706,6 +767,8 @@ def _restore(
     point = Point(tensors["x"], tensors["energy"], tensors["score"], parts)  # pyright: ignore[reportArgumentType]
     cloud = Cloud(tensors["log_weights"], tensors["ancestors"], state["log_z"])
     frames = [tensors[k] for k in sorted(tensors) if k.startswith("frame")]
-    run = Descent(point, cloud, state["u"], state["increment"], state["step_size"], state["levels"], frames)
+    run = Descent(
+        point, cloud, state["u"], state["increment"], state["step_size"], state["width"], state["levels"], frames
+    )
     view.counter.rows, view.counter.network_rows = state["rows"], state["network_rows"]
     return path, run, state["path"], state["why"]

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from boltzmix import benchmarks, compose, models, planners
+    from boltzmix import benchmarks as benchmarks
+    from boltzmix import compose as compose
+    from boltzmix import models as models
+    from boltzmix import planners as planners
     from boltzmix.compose import *  # noqa: F403
-    from boltzmix.models.adapters import term
+    from boltzmix.models.adapters import term as term
 
 _SUBPACKAGES = ("benchmarks", "compose", "models", "planners")
 

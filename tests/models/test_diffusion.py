@@ -229,6 +229,7 @@ def test_conditions_share_the_network_and_merge_by_label():
     assert next(iter(a.parameters())) is next(iter(p.parameters()))
     assert p.label is None
     assert "labels" not in p.state_dict()
+    assert p.given(label=torch.tensor(1)).key() == a.key()
     rows = p.given(label=torch.tensor([1, 2]))
     assert torch.equal(rows.state_dict()["labels"], torch.tensor([1, 2]))
     assert rows.key() == p.given(label=torch.tensor([1, 2])).key()
@@ -258,6 +259,8 @@ def test_unconditional_is_the_null_class():
         (torch.tensor([0.0, 1.0]), TypeError, "float"),
         (torch.tensor([True, False]), TypeError, "bool"),
         (torch.zeros(2, 2, dtype=torch.long), TypeError, "row"),
+        (torch.tensor(True), TypeError, "bool"),
+        (torch.tensor(4), ValueError, r"\[0, 4\)"),
     ],
 )
 def test_wrong_labels(label, error, words):
@@ -290,6 +293,11 @@ def test_wrong_calls():
         EnergyDiffusion(MLP(2, out=1), (2,), readout="inner").energy(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="no labels|takes none"):
         Diffusion(MLP(2), (2,)).loss((torch.zeros(3, 2), torch.zeros(3).long()), torch.Generator())
+
+
+def test_an_energy_is_calibrated_only_where_somebody_checked():
+    assert not vector_energy(level_weight=1.0).calibrated
+    assert vector_energy(calibrated=True).given(label=1).calibrated
 
 
 def test_no_noise_level_means_the_smallest():
@@ -340,7 +348,11 @@ def test_level_loss_sees_an_offset_between_levels():
     def losses(weight):
         data = 0.5 * torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
         return [
-            float(EnergyDiffusion(Offset(s), (2,), level_weight=weight).loss(data, torch.Generator().manual_seed(1)))
+            float(
+                EnergyDiffusion(Offset(s), (2,), level_weight=weight)
+                .loss(data, torch.Generator().manual_seed(1))
+                .detach()
+            )
             for s in (0.0, 1.0)
         ]
 
