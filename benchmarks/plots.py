@@ -19,7 +19,9 @@ def error_curves(figure: Any, curves: Curves, floors: Mapping[str, tuple[float, 
         settings = list(dict.fromkeys(p["setting"] for p in points))
         groups = [[p for p in points if p["setting"] == s] for s in settings]
         spent = [statistics.fmean(p["evaluations"] for p in g) for g in groups]
-        _bars(left, spent, [[log_mmd2(p["mmd2"]) for p in g] for g in groups], method, mark, mean_of="mmd2", groups=groups)
+        _bars(
+            left, spent, [[log_mmd2(p["mmd2"]) for p in g] for g in groups], method, mark, mean_of="mmd2", groups=groups
+        )
         _bars(right, spent, [[p["tv"] for p in g] for g in groups], method, mark)
     low, high = floors["mmd2"]
     left.axhspan(low, high, color="0.85", label="exact pairs: mean of ln to 99 %")

@@ -68,7 +68,7 @@ class CountedMixture(GaussianMixture):
 
 
 def as_function(density: Term, tally: Tally | None = None) -> Term:
-    """A closed form seen through a plain function ``fn(x, sigma)``: nothing to sample from, no closed form to exploit."""
+    """A closed form behind a plain function ``fn(x, sigma)``: nothing to sample from, no form to exploit."""
 
     def energy(x: Tensor, sigma: Tensor) -> Tensor:
         if tally is not None:
@@ -234,9 +234,10 @@ def sums() -> list[Task]:
     pr, log_pr = gaussian_product([(p, 1.0), (r, 1.0)])
     qs, log_qs = gaussian_product([(q, 1.0), (s, 1.0)])
     rl, log_rl = mixture_product([_double(ring), _double(line)])
+    functions = [as_function(p), as_function(q)]
     return [
         sum_task("mixture([p, q], [.3, .7])", mixture([p, q], [0.3, 0.7]), [(0.3, p), (0.7, q)]),
-        sum_task("mixture([fn, fn], [.3, .7])", mixture([as_function(p), as_function(q)], [0.3, 0.7]), [(0.3, p), (0.7, q)]),
+        sum_task("mixture([fn, fn], [.3, .7])", mixture(functions, [0.3, 0.7]), [(0.3, p), (0.7, q)]),
         sum_task(".2 p + 1.5 q", 0.2 * p + 1.5 * q, [(0.2, p), (1.5, q)]),
         sum_task("p + p·r", p + p * r, [(1.0, p), (math.exp(log_pr), pr)]),
         sum_task("p·r + q·s", p * r + q * s, [(math.exp(log_pr), pr), (math.exp(log_qs), qs)]),
@@ -413,7 +414,8 @@ def statics() -> list[Task]:
 def bent(x: Tensor) -> Tensor:
     r"""Energy of a two-dimensional flow in closed form.
 
-    :math:`z_1 = \sinh(\delta\,\mathrm{arcsinh}(x_1) - \epsilon)`, :math:`z_2 = x_2 - \tfrac12 x_1^2 + \tfrac12`, z ~ N(0, I).
+    :math:`z_1 = \sinh(\delta\,\mathrm{arcsinh}(x_1) - \epsilon)` and :math:`z_2 = x_2 - \tfrac12 x_1^2 + \tfrac12` with
+    z ~ N(0, I).
     """
     delta, epsilon = 1.2, 0.4
     a = delta * torch.asinh(x[:, 0]) - epsilon

@@ -245,10 +245,10 @@ class Product(Composite):
         return (energy if complete else None), total
 
     def _strength(self, sigma: Tensor) -> float:
-        return math.fsum(float(e.value(sigma)) * t._strength(sigma) for t, e in self.pairs())
+        return math.fsum(_number(e.value(sigma)) * t._strength(sigma) for t, e in self.pairs())
 
     def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
-        moving = [(t, float(e.value(sigma))) for t, e in self.pairs() if t._strength(sigma)]
+        moving = [(t, _number(e.value(sigma))) for t, e in self.pairs() if t._strength(sigma)]
         if len(moving) == 1 and moving[0][1] == 1.0:
             return moving[0][0]._coarse(sigma)
         parts = [(moments(t._coarse(sigma)), w) for t, w in moving]
@@ -453,6 +453,10 @@ def _level_of(term: Term, sigma: Any) -> Tensor | None:
         return sigma
     levels = [sigma[name] for name in term.variables if sigma.get(name) is not None]  # pyright: ignore[reportGeneralTypeIssues]
     return functools.reduce(torch.maximum, levels) if levels else None
+
+
+def _number(weight: float | Tensor) -> float:
+    return float(weight.detach()) if isinstance(weight, Tensor) else float(weight)
 
 
 def _is_zero(weight: float | Tensor) -> bool:

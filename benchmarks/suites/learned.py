@@ -53,7 +53,11 @@ def product(report: Report, settings: Settings, task: Task, target: Term) -> Non
     judge = metrics.Discrepancy(task.exact, references=settings.size(4, 2))
     floor = judge.floor(n, settings.size(20, 5))
     report.tell(what, "ln of the mean |MMD²| of exact pairs", metrics.log_mmd2(float(floor.abs().mean())))
-    choices: dict[str, Sampler] = {"SMC": SMC(), "Annealed": Annealed(levels=settings.size(32, 8)), "Reverse": Reverse()}
+    choices: dict[str, Sampler] = {
+        "SMC": SMC(),
+        "Annealed": Annealed(levels=settings.size(32, 8)),
+        "Reverse": Reverse(),
+    }
     found: dict[str, float] = {}
     for name, sampler in choices.items():
         values, errors, spent, masses = [], [], [], []
@@ -67,7 +71,9 @@ def product(report: Report, settings: Settings, task: Task, target: Term) -> Non
                 masses.append(metrics.mode_error(task.truth, x))
             if draw.log_z is not None:
                 errors.append(draw.log_z - task.log_z)
-            report.point(what, name, seed=seed, mmd2=values[-1], evaluations=spent[-1], log_z_error=(errors or [None])[-1])
+            report.point(
+                what, name, seed=seed, mmd2=values[-1], evaluations=spent[-1], log_z_error=(errors or [None])[-1]
+            )
         found[name] = metrics.log_mmd2(statistics.fmean(values))
         note = f"{statistics.fmean(spent):.0f} evaluations"
         if masses:
@@ -122,5 +128,10 @@ def shifted(model: Any, constant: float) -> Term:
         return model._energy(x, sigma.clamp(min=model.sigma_range[0])) + constant
 
     return as_term(
-        energy, kind="energy", event_shape=model.event_shape, path="noised", sigma_range=model.sigma_range, name="shifted"
-    )  # fmt: skip
+        energy,
+        kind="energy",
+        event_shape=model.event_shape,
+        path="noised",
+        sigma_range=model.sigma_range,
+        name="shifted",
+    )

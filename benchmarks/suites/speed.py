@@ -56,7 +56,8 @@ def paired(first: Callable[[], object], second: Callable[[], object], pairs: int
 
     On one thread these are the wall-clock seconds of an idle machine, and others' jobs do not count in them.
     """
-    first(), second()
+    first()
+    second()
     found = []
     for k in range(pairs):
         a = b = 0.0
@@ -148,7 +149,13 @@ def guidance(report: Report, settings: Settings) -> None:
 
 
 def by_hand(
-    target: FlatTarget, x: Tensor, step_size: float, leapfrogs: int, steps: int, jitter: bool, generator: torch.Generator
+    target: FlatTarget,
+    x: Tensor,
+    step_size: float,
+    leapfrogs: int,
+    steps: int,
+    jitter: bool,
+    generator: torch.Generator,
 ) -> Tensor:
     """HMC as one would write it for one target: L evaluations for each transition, the same checks."""
     energy, score = target.energy_and_score(x)
@@ -210,7 +217,7 @@ def hmc(report: Report, settings: Settings) -> None:
 
 
 def through_sample(report: Report, settings: Settings, gaussian: Gaussian, chains: int, steps: int) -> None:
-    """The whole of ``sample(…, sampler=MCMC(HMC(…)))``, which keeps and diagnoses its draws, against the loop by hand."""
+    """The whole of ``sample(…, sampler=MCMC(HMC(…)))``, which keeps and diagnoses its draws, against the loop."""
     target, times = ravel(gaussian), []
     sampler = MCMC(HMC(0.2, 10, jitter=False), warmup=0, draws=steps, adapt=False)
     for seed in settings.seeds:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.constraints import Denoised
 from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.exponent import Exponent
 from boltzmix.compose.flat import FlatTarget, FlatView
@@ -237,15 +236,13 @@ def _strengths(term: Term, sigma: Tensor) -> dict[str, float]:
             for name, value in _strengths(factor, sigma).items():
                 total[name] = total.get(name, 0.0) + weight * value
         return total
-    if term.path == "static" or isinstance(term, Denoised):
-        return {}
     if isinstance(term, On):
         inner = _strengths(term.inner, sigma)
         old = term.inner.variables if isinstance(term.inner.variables, Mapping) else ["x"]
         return {new: inner[name] for new, name in zip(term.names, old, strict=True) if name in inner}
     if isinstance(term, Wrapper):
         return _strengths(term.inner, sigma)
-    return dict.fromkeys(term.variables if isinstance(term.variables, Mapping) else ["x"], 1.0)
+    return dict.fromkeys(term.variables if isinstance(term.variables, Mapping) else ["x"], term._strength(sigma))
 
 
 def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -> NoisePath:

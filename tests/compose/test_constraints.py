@@ -51,7 +51,11 @@ def test_denoised_differentiates_through_the_prior():
 
 def test_denoised_below_a_networks_smallest_level():
     """A prior that knows [0.1, 10]: the composite's path still ends at σ = 0, where the term is itself."""
-    prior = term(lambda x, s: -x / (1 + s.reshape(-1, 1) ** 2), kind="score", event_shape=2, path="noised", sigma_range=(0.1, 10.0))  # fmt: skip
+
+    def pull(x, sigma):
+        return -x / (1 + sigma.reshape(-1, 1) ** 2)
+
+    prior = term(pull, kind="score", event_shape=2, path="noised", sigma_range=(0.1, 10.0))
     r = Denoised(COST, prior)
     assert r.sigma_range == (0.0, 10.0)
     assert torch.equal(r.energy(X, 0.0), cost(X))

@@ -20,6 +20,7 @@ def theta(value=2.0):
 def test_a_learnable_exponent_gets_the_energys_gradient():
     w = theta()
     formula = P * Q**w
+    assert formula.energy(X).requires_grad
     formula.energy(X).sum().backward()
     assert float(w.grad) == pytest.approx(float(Q.energy(X).sum()))
     w.grad = None
@@ -109,7 +110,9 @@ def test_python_branches_work_for_one_level():
         formula.energy(X, torch.linspace(0, 2, 7, dtype=D))
 
 
-@pytest.mark.parametrize("bad", [lambda s: float("nan"), lambda s: s * torch.inf, lambda s: torch.full((7,), torch.nan)])
+@pytest.mark.parametrize(
+    "bad", [lambda s: float("nan"), lambda s: s * torch.inf, lambda s: torch.full((7,), torch.nan)]
+)
 def test_schedules_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="finite"):
         (P**bad).energy(X, torch.full((7,), 0.5, dtype=D))

@@ -24,7 +24,7 @@ def joint(covariance, names):
         v = torch.cat([state[n] for n in names], dim=1)
         return 0.5 * torch.einsum("ni,ij,nj->n", v, precision, v) + constant
 
-    return term(energy, kind="energy", event_shape={n: (1,) for n in names}, normalized=True)
+    return term(energy, kind="energy", event_shape=dict.fromkeys(names, (1,)), normalized=True)
 
 
 def test_factors_add_over_their_own_variables():
@@ -64,9 +64,7 @@ def test_factor_graph_of_gaussians_is_exact():
     xy = torch.tensor([[1.0, 0.7], [0.7, 2.0]], dtype=D)
     yz = torch.tensor([[2.0, -0.5], [-0.5, 1.5]], dtype=D)
     chain = joint(xy, "xy") * joint(yz, "yz") / Gaussian(torch.zeros(1, dtype=D), 2.0).on("y")
-    covariance = torch.tensor(
-        [[1.0, 0.7, 0.7 * -0.5 / 2.0], [0.7, 2.0, -0.5], [0.7 * -0.5 / 2.0, -0.5, 1.5]], dtype=D
-    )
+    covariance = torch.tensor([[1.0, 0.7, 0.7 * -0.5 / 2.0], [0.7, 2.0, -0.5], [0.7 * -0.5 / 2.0, -0.5, 1.5]], dtype=D)
     exact = Gaussian(torch.zeros(3, dtype=D), covariance)
     v = torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=D)
     state = {n: v[:, i : i + 1] for i, n in enumerate("xyz")}
