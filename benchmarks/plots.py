@@ -69,7 +69,7 @@ def evidence(figure: Any, curves: Mapping[str, Curves]) -> None:
         for task, methods in curves.items():
             for method, points in methods.items():
                 values = [p["z"] for p in points if p.get("z") is not None and math.isfinite(p["z"])]
-                if values and "default" in method:
+                if values and "cess" not in method:
                     entries.append((f"{task}, {method.split(':')[-1].strip()}", values))
     figure.set_size_inches(8, 0.6 + 0.42 * max(len(entries), 2))
     axis = figure.subplots()

@@ -8,6 +8,7 @@ Calibration fixes the weights between *terms* (mixtures, log Z). It cannot repai
 within a term, which the learned energy states as it does.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.flat import device_of
 from boltzmix.compose.samplers.anneal import begin, descend
 from boltzmix.compose.samplers.base import Request, frozen
+from boltzmix.compose.samplers.path import NoisePath, gaussian_draws
 from boltzmix.compose.samplers.smc import SMC, _warn_if_collapsed, choose_path
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import State
@@ -33,8 +35,9 @@ class Calibrated(Wrapper):
     def __init__(self, inner: Term, levels: list[float], offsets: list[float], se: float) -> None:
         """Hold offsets at increasing levels; the first is the data end."""
         super().__init__(inner)
-        self.register_buffer("levels", torch.tensor(levels, dtype=torch.float64))
-        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.float64))
+        own = next((t for t in (*inner.parameters(), *inner.buffers()) if t.is_floating_point()), torch.zeros(()))
+        self.register_buffer("levels", torch.tensor(levels, dtype=own.dtype, device=own.device))
+        self.register_buffer("offsets", torch.tensor(offsets, dtype=own.dtype, device=own.device))
         self.log_z_se = se
         self.calibrated = True
         self.normalized = True
@@ -99,12 +102,24 @@ def calibrate(term: Term, n: int = 2000, *, seed: int = 0, cess: float = 0.98) -
     generator = torch.Generator(device=device_of(term)).manual_seed(seed)
     request = Request(term, n, generator, seed, "calibration", progress=False)
     with frozen(term), torch.no_grad():
-        view = request.view()
-        path, _, _ = choose_path(sampler, view, request)
+        path, _, _ = choose_path(sampler, request.view(), request)
+        assert isinstance(path, NoisePath)
         plan = replace(sampler._plan(), longest=1 / 48)  # c(σ) is wanted between the levels too
         run = begin(path, plan, n, generator)
         found = [(path.describe(0.0)["sigma"], run.cloud.log_z)]
         descend(path, plan, run, generator, save=lambda r: found.append((path.describe(r.u)["sigma"], r.cloud.log_z)))
-    _warn_if_collapsed(sampler, run)
+        _warn_if_collapsed(sampler, run)
+        found += _above(path, n, generator)
     found.sort()
     return Calibrated(term, [s for s, _ in found], [z for _, z in found], run.cloud.log_z_se())
+
+
+def _above(path: NoisePath, n: int, generator: torch.Generator) -> list[tuple[float, float]]:
+    """(σ, log Z) above the start of the path, where the matched Gaussian is an importance density that fits."""
+    found, sigma, top = [], path.sigma, min(path.view.term.sigma_range[1], 1e3)
+    while sigma < top:
+        sigma = min(1.25 * sigma, top)
+        x, log_q = gaussian_draws(path.mean, path.variance * (sigma / path.sigma) ** 2, n, generator)
+        logs = -path.view.at(sigma).energy(x) - log_q
+        found.append((sigma, float(logs.double().logsumexp(0)) - math.log(n)))
+    return found

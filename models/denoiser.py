@@ -23,12 +23,13 @@ import copy
 import math
 import operator
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from boltzmix.compose.term import Evaluated, Term
+from boltzmix.compose.twins import architecture, stacked, twins_pay
 from boltzmix.compose.variable import Variable, expand_rows
 from boltzmix.models.nets.embedding import NULL
 
@@ -60,6 +61,7 @@ class Preconditioned(nn.Module):
         parameter = next(net.parameters(), torch.zeros(()))
         centre = torch.as_tensor(loc, dtype=parameter.dtype, device=parameter.device)
         self.register_buffer("loc", centre.expand(event_shape).clone())
+        self.architecture = hash((architecture(net), event_shape))
 
     def spread(self, sigma: Tensor) -> Tensor:
         """``s = √(σ² + σ_d²)``, shaped like sigma."""
@@ -85,6 +87,21 @@ class Preconditioned(nn.Module):
             return self.net(tall, c_noise, None)
         null = torch.full((n,), NULL, dtype=torch.long, device=tall.device)
         return self.net(tall, c_noise, torch.cat([null if label is None else label for label in labels]))
+
+
+class Coordinates(NamedTuple):
+    """x in the units of one core: centred ``(N, *event)``, and its spread and gain at the level."""
+
+    centred: Tensor
+    spread: Tensor
+    gain: Tensor
+
+
+def scaled(coordinates: Sequence[Coordinates], x: Tensor) -> Tensor:
+    """The networks' inputs ``centred / spread`` of k views, ``(k · N, *event)``."""
+    if all(c is coordinates[0] for c in coordinates):
+        return tile(coordinates[0].centred / expand_rows(coordinates[0].spread, x), len(coordinates))
+    return torch.cat([c.centred / expand_rows(c.spread, x) for c in coordinates])
 
 
 def tile(x: Tensor, k: int) -> Tensor:
@@ -191,7 +208,7 @@ class Denoiser(Term):
         return (type(self).__name__, id(self.core), self._identity)
 
     def _group(self) -> Hashable:
-        return (type(self).__name__, id(self.core))
+        return (type(self).__name__, self.core.architecture)
 
     def _rows(self) -> int:
         return 1
@@ -234,7 +251,42 @@ class Denoiser(Term):
     def _evaluate_together(
         self, terms: Sequence[Term], x: Any, sigma: Any, energy: bool, score: bool
     ) -> list[Evaluated]:
-        return self._evaluate_views(terms, x, sigma, energy, score)  # pyright: ignore[reportArgumentType]
+        views: Any = terms
+        cores: dict[int, list[Denoiser]] = {}
+        for view in views:
+            cores.setdefault(id(view.core), []).append(view)
+        trains = torch.is_grad_enabled() and any(p.requires_grad for view in views for p in view.core.parameters())
+        if len(cores) == 1 or (len(cores) == len(views) and not trains and twins_pay(len(cores), len(x), x.device)):
+            return self._evaluate_views(views, x, sigma, energy, score)
+        values = {}
+        for members in cores.values():
+            found = members[0]._evaluate_views(members, x, sigma, energy, score)
+            values.update({id(view): value for view, value in zip(members, found, strict=True)})
+        return [values[id(view)] for view in views]
+
+    def _coordinates(self, views: Sequence["Denoiser"], x: Tensor, level: Tensor) -> list[Coordinates]:
+        """Centred x, spread and gain of every view; computed once where all share this core."""
+        found: dict[int, Coordinates] = {}
+        for view in views:
+            core = view.core
+            if id(core) not in found:
+                found[id(core)] = Coordinates(x - core.loc, core.spread(level), core.gain(level))
+        return [found[id(view.core)] for view in views]
+
+    def _network(self, views: Sequence["Denoiser"], tall: Tensor, level: Tensor) -> Tensor:
+        """The networks' outputs for k · N rows: one forward of one network, or one vmap over k twins."""
+        n = tall.shape[0] // len(views)
+        labels = [view._label_rows(n, tall.device) for view in views]
+        if all(view.core is self.core for view in views):
+            return self.core(tall, level, labels)
+        k = len(views)
+        c_noise = (level.log() / 4).expand(k, n)
+        label = None
+        if any(row is not None for row in labels):
+            null = torch.full((n,), NULL, dtype=torch.long, device=tall.device)
+            label = torch.stack([null if row is None else row for row in labels])
+        out = stacked([view.core.net for view in views])(tall.reshape(k, n, *tall.shape[1:]), c_noise, label)
+        return out.flatten(0, 1)
 
     def _score(self, x: Any, sigma: Any) -> Tensor:
         return self._evaluate_views([self], x, sigma, False, True)[0][1]  # pyright: ignore[reportReturnType]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from boltzmix.compose.term import Evaluated
 from boltzmix.compose.variable import expand_rows
-from boltzmix.models.denoiser import Denoiser, tile
+from boltzmix.models.denoiser import Denoiser, scaled
 
 
 class Diffusion(Denoiser):
@@ -38,13 +38,17 @@ class Diffusion(Denoiser):
     ) -> list[Evaluated]:
         if not score:
             return [(None, None)] * len(views)
-        core, level = self.core, self._level(x, sigma)
-        spread, gain = expand_rows(core.spread(level), x), expand_rows(core.gain(level), x)
-        centred = x - core.loc
-        labels = [view._label_rows(x.shape[0], x.device) for view in views]
-        out = core(tile(centred / spread, len(views)), level, labels)
-        base = -centred / spread**2
-        return [(None, torch.addcmul(base, gain / spread, rows)) for rows in out.chunk(len(views))]
+        level = self._level(x, sigma)
+        coordinates = self._coordinates(views, x, level)
+        out = self._network(views, scaled(coordinates, x), level)
+        bases: dict[int, Tensor] = {}
+        scores = []
+        for c, rows in zip(coordinates, out.chunk(len(views)), strict=True):
+            spread = expand_rows(c.spread, x)
+            if id(c) not in bases:
+                bases[id(c)] = -c.centred / spread**2
+            scores.append((None, torch.addcmul(bases[id(c)], expand_rows(c.gain, x) / spread, rows)))
+        return scores
 
     def _loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         core = self.core

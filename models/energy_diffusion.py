@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from boltzmix.compose.term import Evaluated
 from boltzmix.compose.variable import expand_rows
-from boltzmix.models.denoiser import Denoiser, tile
+from boltzmix.models.denoiser import Denoiser, scaled
 
 
 class EnergyDiffusion(Denoiser):
@@ -93,31 +93,32 @@ class EnergyDiffusion(Denoiser):
     def _evaluate_views(
         self, views: Sequence[Denoiser], x: Tensor, sigma: Tensor | None, energy: bool, score: bool
     ) -> list[Evaluated]:
-        core, level, k = self.core, self._level(x, sigma), len(views)
-        keep = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in core.parameters()))
-        labels = [view._label_rows(x.shape[0], x.device) for view in views]
-        spread, gain = core.spread(level), core.gain(level)
-        centred = x - core.loc
+        level, k = self._level(x, sigma), len(views)
+        trained = any(p.requires_grad for view in views for p in view.core.parameters())
+        keep = torch.is_grad_enabled() and (x.requires_grad or trained)
+        coordinates = self._coordinates(views, x, level)
         energies: list[Tensor | None] = [None] * k
         scores: list[Tensor | None] = [None] * k
         if not score:
-            tall = tile(centred / expand_rows(spread, x), k)
-            rows = self._potential(tall, core(tall, level, labels))
+            tall = scaled(coordinates, x)
+            rows = self._potential(tall, self._network(views, tall, level))
         else:
             with torch.enable_grad():
                 # Rows of one tall leaf: the k gradients come out of one backward, already apart.
-                tall = tile(centred / expand_rows(spread, x), k)
+                tall = scaled(coordinates, x)
                 if not tall.requires_grad:
                     tall.requires_grad_()
-                rows = self._potential(tall, core(tall, level, labels))
+                rows = self._potential(tall, self._network(views, tall, level))
                 (slope,) = torch.autograd.grad(rows.sum(), tall, create_graph=keep)
             rows = rows if keep else rows.detach()
-            base_score = -centred / expand_rows(spread, x) ** 2
-            factor = -expand_rows(gain / spread, x)
-            scores = [torch.addcmul(base_score, factor, part) for part in slope.chunk(k)]
+            base: dict[int, tuple[Tensor, Tensor]] = {}
+            for i, (c, part) in enumerate(zip(coordinates, slope.chunk(k), strict=True)):
+                if id(c) not in base:
+                    base[id(c)] = (-c.centred / expand_rows(c.spread, x) ** 2, -expand_rows(c.gain / c.spread, x))
+                scores[i] = torch.addcmul(*base[id(c)], part)
         if energy:
-            base = self._base_energy(centred, spread)
-            energies = [base + gain * part for part in rows.chunk(k)]
+            gaussian = {id(c): self._base_energy(c.centred, c.spread) for c in coordinates}
+            energies = [gaussian[id(c)] + c.gain * part for c, part in zip(coordinates, rows.chunk(k), strict=True)]
         return list(zip(energies, scores, strict=True))
 
     def _energy(self, x: Any, sigma: Any) -> Tensor:

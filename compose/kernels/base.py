@@ -10,7 +10,9 @@ A kernel is a frozen dataclass of hyper-parameters. Its loop is public::
 evaluation of a step is at its proposal.
 
 Energies +inf are zero density: an ordinary rejection. NaN, −inf or a non-finite score in a proposal is a
-rejection counted as a divergence. States are never rewritten, clamped or zeroed.
+rejection counted as a divergence. Unadjusted kernels also reject, and count, trajectories whose energy error
+exceeds 100 + D: a step that is unstable would otherwise throw its chains to infinity. States are never
+rewritten, clamped or zeroed.
 """
 
 from dataclasses import dataclass, field
@@ -188,14 +190,18 @@ def metropolis(state: State, proposal: State, log_ratio: Tensor, uniform: Tensor
     return chosen, Info(torch.nan_to_num(probability), accepted, divergent)
 
 
-def take_finite(state: State, proposal: State, acceptance: Tensor | None = None) -> tuple[State, Info]:
-    """Unadjusted kernels take every finite proposal; the others are rejections counted as divergences."""
+def take_stable(state: State, proposal: State, log_ratio: Tensor) -> tuple[State, Info]:
+    """Unadjusted kernels take every finite proposal of a stable trajectory; the others count as divergences.
+
+    ``log_ratio`` is what a Metropolis test would compare; its exponential, at most 1, is the acceptance reported.
+    """
     good = torch.isfinite(proposal.score).all(-1) & torch.isfinite(proposal.x).all(-1)
+    good = good & (log_ratio > -100.0 - state.x.shape[1])
     column = good[:, None]
     chosen = State(
         torch.where(column, proposal.x, state.x),
         proposal.energy,
         torch.where(column, proposal.score, state.score),
     )
-    rate = good.to(state.x) if acceptance is None else torch.where(good, torch.nan_to_num(acceptance), 0.0)
+    rate = torch.where(good, log_ratio.clamp(max=0.0).exp(), 0.0)
     return chosen, Info(rate, good, ~good)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_finite
+from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ class UHMC(HMC):
 
     Biased: on a Gaussian with unit mass, leapfrog with step ε samples variance v / (1 − ε²/(4v)). The
     acceptance in its info is the one a test would have had, with the energy change integrated along the
-    trajectory by the trapezoid rule (exact for Gaussians); adaptation aims at 0.9.
+    trajectory by the trapezoid rule (exact for Gaussians). Adaptation aims at 0.98: in two dimensions that is a bias of 4 %, at 0.9 it
+    would be 65 %.
     """
 
     adjusted = False
-    target_acceptance = 0.9
+    target_acceptance = 0.98
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
@@ -78,8 +79,7 @@ class UHMC(HMC):
             work = work + (0.5 * (before + score) * shift).sum(-1)
             velocity = velocity + half * score
         kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
-        rate = (work + kinetic).clamp(max=0.0).exp()
-        return take_finite(state, State(x, state.energy, score), rate)
+        return take_stable(state, State(x, state.energy, score), work + kinetic)
 
 
 def _move(tune: Tune, noise: Noise, jitter: bool) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_finite
+from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ULA(Kernel):
     """
 
     adjusted = False
-    target_acceptance = 0.9
+    target_acceptance = 0.98
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One move of every chain; one evaluation."""
@@ -28,8 +28,8 @@ class ULA(Kernel):
         # what a Metropolis test would say, with the energy change integrated along the segment
         change = 0.5 * ((state.score + score) * (x - state.x)).sum(-1)
         back = (state.x - x - drift * score) / spread
-        rate = (change - 0.5 * (back * back).sum(-1) + 0.5 * (noise.normal**2).sum(-1)).clamp(max=0.0).exp()
-        return take_finite(state, State(x, state.energy, score), rate)
+        log_ratio = change + 0.5 * ((noise.normal**2).sum(-1) - (back * back).sum(-1))
+        return take_stable(state, State(x, state.energy, score), log_ratio)
 
     def initial_step_size(self, dim: int) -> float:
         """Of the order of dim^(−1/3)."""

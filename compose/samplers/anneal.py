@@ -105,11 +105,13 @@ def descend(
                 f"{path.view.original.name()}: after {plan.max_levels} levels the path is at "
                 f"{_words(path.describe(run.u))}; the composite may have no finite integral, or raise max_levels"
             )
+        left = run.u
         conditional = _advance(path, plan, run)
         ess = run.cloud.ess / len(run.point.x) if plan.weigh else 1.0
         if plan.weigh and ess < plan.ess_threshold:
             run.point = run.point.select(run.cloud.resample(generator))
-        acceptance, divergences = move(path, plan, run, generator, plan.moves)
+        shrink = None if plan.weigh else _shrink(path, run, left)
+        acceptance, divergences = move(path, plan, run, generator, plan.moves, shrink)
         run.levels.append(
             {
                 "u": run.u,
@@ -139,9 +141,21 @@ def descend(
     return run
 
 
-def move(path: Path, plan: Plan, run: Descent, generator: torch.Generator | None, steps: int) -> tuple[float, int]:
-    """Kernel steps at the current level, adapting the step size; mean acceptance and divergences."""
+def move(
+    path: Path,
+    plan: Plan,
+    run: Descent,
+    generator: torch.Generator | None,
+    steps: int,
+    shrink: Tensor | None = None,
+) -> tuple[float, int]:
+    """Kernel steps at the current level, adapting the step size; mean acceptance and divergences.
+
+    The inverse mass is the cloud's variance, times ``shrink`` where the cloud has not followed its density yet.
+    """
     mass = _variance(run.point.x, run.cloud.weights)
+    if shrink is not None:
+        mass = mass * shrink
     target = path.target(run.u)
     rates, divergences = [], 0
     if plan.step_sizes is not None:
@@ -157,9 +171,21 @@ def move(path: Path, plan: Plan, run: Descent, generator: torch.Generator | None
         rates.append(float(info.acceptance.mean()))
         divergences += int(info.divergent.sum())
         if plan.kernel.step_size is None:
-            change = rates[-1] - plan.kernel.target_acceptance
+            goal = plan.kernel.target_acceptance
+            change = rates[-1] - goal
+            if change > 0 and len(before.x) >= 64:  # from a goal near 1 there is little room above it to climb with
+                change = change * min(4.0, 0.25 / (1.0 - goal))
             run.step_size = min(max(run.step_size * math.exp(change), 1e-6), 10.0)
     return math.fsum(rates) / max(steps, 1), divergences
+
+
+def _shrink(path: Path, run: Descent, left: float) -> Tensor | None:
+    """How much narrower than the cloud the density at the new level is, on the noise path; None elsewhere."""
+    if not isinstance(path, NoisePath):
+        return None
+    now, then = path.level(left) or 0.0, path.level(run.u) or 0.0
+    loss = ((now**2 - then**2) / strengths(path.view, now)).to(run.point.x)
+    return (1.0 - loss / _variance(run.point.x, run.cloud.weights)).clamp(0.05, 1.0)
 
 
 def _advance(path: Path, plan: Plan, run: Descent) -> float:

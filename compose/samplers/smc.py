@@ -680,9 +680,10 @@ def _refuse_growing_tails(term: Term, view: FlatView, point: Point) -> None:
     """Densities that may have no integral: along rays, energies must grow like D log r and more."""
     if not view.has_energy or view.term._rows() or view.per_row or _surely_proper(view.term):
         return
-    x = point.x[:64]
-    mean = point.x.mean(0)
-    energies = torch.stack([view.at(None).energy(mean + r * (x - mean)) for r in (8.0, 64.0, 512.0)])
+    x, mean, spread = point.x[:64], point.x.mean(0), point.x.std(0).clamp(min=1e-30)
+    size = ((x - mean) / spread).square().mean(1, keepdim=True).sqrt()
+    rays = (x - mean) / size.clamp(min=1e-3)  # as long as a draw is from the mean
+    energies = torch.stack([view.at(None).energy(mean + r * rays) for r in (8.0, 64.0, 512.0)])
     heavy = energies[2] - energies[1] < 0.99 * math.log(8.0) * view.dim  # NaN where both are infinite: no mass
     if bool(heavy.any()):
         raise NotNormalizable(
