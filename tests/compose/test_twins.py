@@ -16,6 +16,9 @@ def members(kind: type, count: int = 8) -> list:
         torch.manual_seed(seed)
         out = {"out": 1} if kind is EnergyDiffusion else {}
         term = kind(MLP(2, hidden=8, num_classes=3, **out), (2,), num_classes=3, sigma_data=0.5 + seed, loc=float(seed))
+        with torch.no_grad():  # at initialisation, labels have no say yet
+            for parameter in term.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
         made.append(term.eval().requires_grad_(False))
     return made
 
