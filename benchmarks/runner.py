@@ -62,7 +62,8 @@ def run_sections(
 ) -> Report:
     """Run sections one after the other, write the report and print its table.
 
-    A section that raises is reported as a target that does not hold, and the others still run.
+    A section that raises is reported as a target that does not hold, and the others still run. Files are written after
+    each section.
 
     Args:
         suite: name, and folder under ``runs/``.
@@ -81,6 +82,16 @@ def run_sections(
     now = datetime.now(UTC)
     folder = Path(out) if out is not None else Path("runs") / suite / now.strftime("%Y%m%d-%H%M%S")
     report = Report(suite, title)
+    parts = ["python -m boltzmix bench", suite, *(["--quick"] if settings.quick else [])]
+    about = {
+        "command": " ".join([*parts, f"--seeds {len(settings.seeds)}"]),
+        "created": now.isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": 1,
+        "quick": settings.quick,
+        "seeds": list(settings.seeds),
+    }
     clock = time.perf_counter()
     talk = sys.stderr.isatty() if progress is None else progress
     with one_thread(), warnings.catch_warnings():
@@ -97,20 +108,9 @@ def run_sections(
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
                 report.state("the section itself", "ran to its end", False, "yes", what)
-    parts = ["python -m boltzmix bench", suite, *(["--quick"] if settings.quick else [])]
-    parts.append(f"--seeds {len(settings.seeds)}")
-    report.about = {
-        "command": " ".join(parts),
-        "sections": [label for label in labels if only is None or label in only],
-        "created": now.isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": 1,
-        "quick": settings.quick,
-        "seeds": list(settings.seeds),
-        "seconds": time.perf_counter() - clock,
-    }
-    report.write(folder)
+            report.about = {**about, "sections": [*report.about.get("sections", []), label]}
+            report.about["seconds"] = time.perf_counter() - clock
+            report.write(folder)  # what is known so far: a run that is killed keeps its finished sections
     print(report.markdown())
     print(f"written to {folder}")
     return report

@@ -72,15 +72,16 @@ class FlatView:
         total = sum(self._sizes)
         self._free: Tensor | None = None
         self._fixed: Tensor | None = None
-        self.per_row = False
+        self.per_row = any(getattr(module, "per_row", False) is True for module in self.term.modules())
         if clamps:
             self._clamp(clamps, total, rows)
         self.dim = total if self._free is None else len(self._free)
 
     def _clamp(self, clamps: list[tuple[str | None, Clamp]], total: int, rows: int | None) -> None:
-        self.per_row = any(c.per_row for _, c in clamps)
+        clamped_rows = any(c.per_row for _, c in clamps)
+        self.per_row = self.per_row or clamped_rows
         mask = torch.zeros(total, dtype=torch.bool, device=self.device)
-        value = torch.zeros((rows or 1) if self.per_row else 1, total, dtype=self.dtype, device=self.device)
+        value = torch.zeros((rows or 1) if clamped_rows else 1, total, dtype=self.dtype, device=self.device)
         for name, clamp in clamps:
             index = 0 if self.names is None or name is None else self.names.index(name)
             start = sum(self._sizes[:index])

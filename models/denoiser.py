@@ -210,6 +210,11 @@ class Denoiser(Term):
     def _group(self) -> Hashable:
         return (type(self).__name__, self.core.architecture)
 
+    @property
+    def per_row(self) -> bool:
+        """Whether every row of a state has a label of its own, so that rows must not be exchanged."""
+        return self.labels is not None
+
     def _rows(self) -> int:
         return 1
 
@@ -297,8 +302,12 @@ class Denoiser(Term):
         loc, sigma_data = self.core.loc, self.core.sigma_data
         level = sigma.to(loc)
         inside = level.clamp(*self.sigma_range)
+        view = self
+        if self.per_row:  # rows of labels share one start: that of the unconditional model
+            view = copy.copy(self)
+            view._buffers = {**self._buffers, "labels": None}
         with torch.no_grad():
-            score = self._score(loc[None], inside)[0]
+            score = view._score(loc[None], inside)[0]
         # The Gaussian base of the preconditioning, recentred by one Newton step on the score at the centre.
         return Gaussian(loc + self.core.spread(inside) ** 2 * score, float(level) ** 2 + sigma_data**2)
 

@@ -87,7 +87,7 @@ def product(report: Report, settings: Settings, task: Task, target: Term) -> Non
 
 def weights(report: Report, settings: Settings, shares: tuple[float, float], *members: tuple[str, Any]) -> None:
     """Member masses of a sum of two learned energies: as trained, with a planted constant, and calibrated."""
-    n = settings.size(20_000, 1000)
+    n = settings.size(4000, 1000)
     closed = [targets.toy(name) for name, _ in members]
     task = targets.sum_task("", closed[0] * shares[0] + closed[1] * shares[1], list(zip(shares, closed, strict=True)))
     assert task.truth is not None
@@ -96,7 +96,7 @@ def weights(report: Report, settings: Settings, shares: tuple[float, float], *me
     misled = [shifted(learned[0], 1.0), learned[1]]
     masses: dict[str, list[float]] = {}
     for seed in settings.seeds:
-        size = settings.size(4000, 500)
+        size = settings.size(2000, 500)
         forms = {
             "as trained": learned,
             "a constant of 1 added to the first": misled,

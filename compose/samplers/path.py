@@ -249,7 +249,8 @@ def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -
     """Find where the noise path starts: level, centre and variance; everything it evaluates is counted.
 
     The level descends from the top of the composite's range while draws of the matched Gaussian keep an
-    effective sample size above 0.8, so that no mode is missed that is visible from above.
+    effective sample size above 0.8, and while they stay three times wider than the data (as seen from the level above).
+    The second rule keeps separate modes in view: from too low a start, draws around one mode look perfect.
 
     Raises:
         NotNormalizable: the noised factors have no positive total exponent.
@@ -276,7 +277,7 @@ def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -
         sigma = min(10 * sigma, high)
         best = _fit_start(moving, sigma, origin, generator, probes)
     for factor in (3.0, 1.5):
-        while best[2] >= 0.8 and sigma / factor > max(low, 1e-6):
+        while best[2] >= 0.8 and sigma / factor > max(low, 1e-6) and best[3] * factor**2 < 1 / 9:
             found = _fit_start(moving, sigma / factor, best[0], generator, probes)
             if found[2] < 0.8:
                 break
@@ -293,12 +294,17 @@ def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -
 
 def _fit_start(
     view: FlatView, sigma: float, mean: Tensor, generator: torch.Generator | None, probes: int
-) -> tuple[Tensor, Tensor, float]:
-    """Newton steps on the centre, the coarse variance, and the effective fraction of Gaussian draws."""
+) -> tuple[Tensor, Tensor, float, float]:
+    """Newton steps on the centre, the coarse variance, the effective fraction of Gaussian draws, and the data's spread.
+
+    The spread is the largest eigenvalue of the data's covariance in units of the coarse variance. For draws x of the
+    matched Gaussian N(m, V), Tweedie's estimate x + V s(x) regresses to the data's mean with slope C / (C + V), so
+    its covariance in whitened units is close to (C / V)².
+    """
     target = view.at(sigma)
     variance = (sigma**2 / strengths(view, sigma)).to(mean)
     if not bool((variance > 0).all()):
-        return mean, variance, 0.0
+        return mean, variance, 0.0, math.inf
     for _ in range(6):
         move = variance * target.score(mean[None])[0]
         if not bool(torch.isfinite(move).all()):
@@ -307,11 +313,19 @@ def _fit_start(
         if bool((move.abs() < 0.05 * variance.sqrt()).all()):
             break
     x, log_q = gaussian_draws(mean, variance, probes, generator)
-    if not view.has_energy:
+    if view.has_energy:
+        energy, score = target.energy_and_score(x)
+        share = effective_fraction(-energy - log_q)
+    else:
+        score = target.score(x)
         # without energies: how far the score is from that of the Gaussian, in its own units
-        gap = ((target.score(x) + (x - mean) / variance) * (x - mean)).sum(-1)
-        return mean, variance, effective_fraction(gap)
-    return mean, variance, effective_fraction(-target.energy(x) - log_q)
+        share = effective_fraction(((score + (x - mean) / variance) * (x - mean)).sum(-1))
+    estimate = ((x + variance * score) / variance.sqrt()).double()
+    estimate = estimate[torch.isfinite(estimate).all(1)]
+    if len(estimate) < 2:
+        return mean, variance, share, math.inf
+    values = torch.linalg.svdvals(estimate - estimate.mean(0))
+    return mean, variance, share, float(values[0]) / math.sqrt(len(estimate) - 1)
 
 
 def _has_static_factor(term: Term) -> bool:

@@ -226,7 +226,7 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
     if weigh:
         require_energy(view, type(sampler).__name__)
         if view.per_row:
-            raise ValueError("a Clamp with one condition for each draw makes n different targets: use Annealed")
+            raise ValueError("a condition for each draw (rows of a Clamp, or of labels) makes n different targets: use Annealed")
         plan = sampler._plan()
     else:
         plan = sampler._plan(view.has_energy)

@@ -295,8 +295,8 @@ def small_runs(sampler, n, runs):
 
 
 def check_unbiased():
-    """Z is unbiased up to O(1/n) from adaptation: z-score of its mean over 120 runs of 128 particles."""
-    errors, bars = small_runs(SMC(levels=10, path="noise", final_moves=0), 128, 120)
+    """Z is unbiased up to O(1/n) from adaptation: z-score of its mean over 80 runs of 128 particles."""
+    errors, bars = small_runs(SMC(levels=20, path="noise", final_moves=0), 128, 80)
     z = errors.exp()
     score = float((z.mean() - 1) / (z.std() / math.sqrt(len(z))))
     assert abs(score) < 4.0  # 6e-5
@@ -474,7 +474,7 @@ def test_annealed_says_when_draws_are_left_outside_the_support():
 def test_annealed_mcmc_is_right_where_the_kernel_mixes():
     a, b = Gaussian(ZERO, 1.0), Gaussian(ONE, 0.5)
     exact, _ = gaussian_product([(a, 1.0), (b, 1.0)])
-    for target, kernel in ((function(a) * function(b), None), (score_of(a) * score_of(b), UHMC(num_leapfrog=3, step_size=None))):
+    for target, kernel in ((function(a) * function(b), None), (score_of(a) * score_of(b), None)):
         draw = sample(target, 4000, sampler=Annealed(levels=24, kernel=kernel, sweeps=3), seed=26)
         assert draw.log_z is None
         assert float((draw.x.mean(0) - exact.mean).abs().max()) < 0.06
@@ -482,13 +482,13 @@ def test_annealed_mcmc_is_right_where_the_kernel_mixes():
 
 
 def test_annealed_langevin_scales_its_step_with_the_noise():
-    draw = sample(function(P) * function(Q), 200, sampler=Annealed(levels=10, kernel=ULA(step_size=0.01)), seed=27)
+    draw = sample(function(P) * function(Q), 200, sampler=Annealed(levels=4, kernel=ULA(step_size=1e-5)), seed=27)
     last = min(level["sigma"] for level in draw.info.levels if level["sigma"] > 0)
     for level in draw.info.levels:
-        assert level["step_size"] == pytest.approx(0.01 * max(level["sigma"], last) ** 2 / last**2)
-    linear = sample(function(P) * function(Q), 200, sampler=Annealed(levels=10, kernel=UHMC(step_size=0.01)), seed=27)
+        assert level["step_size"] == pytest.approx(1e-5 * max(level["sigma"], last) ** 2 / last**2)
+    linear = sample(function(P) * function(Q), 200, sampler=Annealed(levels=4, kernel=UHMC(step_size=1e-3)), seed=27)
     for level in linear.info.levels:
-        assert level["step_size"] == pytest.approx(0.01 * max(level["sigma"], last) / last, rel=1e-5)
+        assert level["step_size"] == pytest.approx(1e-3 * max(level["sigma"], last) / last)
 
 
 def test_annealed_serves_one_condition_for_each_draw():
@@ -685,14 +685,20 @@ class Killed(BaseException):
     """Stands for a signal."""
 
 
-def killable(p: Term, after: list[int], path="noised"):
-    """An energy that dies at its k-th call when ``after`` holds k."""
-    calls = [0]
+class Life:
+    """Counts calls, and ends at the ``last`` one."""
 
-    def check():
-        calls[0] += 1
-        if after and calls[0] >= after[0]:
+    def __init__(self, last=math.inf):
+        self.calls, self.last = 0, last
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls >= self.last:
             raise Killed
+
+
+def killable(p: Term, check: Life, path="noised"):
+    """An energy that dies when its life does."""
 
     if path == "static":
 
@@ -736,16 +742,18 @@ def eager(monkeypatch):
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_killed_run_goes_on_bit_for_bit(case, tmp_path, eager):
     sampler, make = RESUMED[case]
-    whole = sample(make([]), 300, sampler=sampler, seed=39)
-    total = round(whole.info.evaluations)
-    assert total > 10
-    for share in (0.35, 0.8):
+    life = Life()
+    whole = sample(make(life), 300, sampler=sampler, seed=39)
+    assert life.calls > 10
+    for share in (0.6, 0.95):
         file = tmp_path / f"{share}.safetensors"
         with pytest.raises(Killed):
-            sample(make([int(share * total)]), 300, sampler=sampler, seed=39, checkpoint=file)
+            sample(make(Life(int(share * life.calls))), 300, sampler=sampler, seed=39, checkpoint=file)
         saved = list(tmp_path.glob(f"{share}*"))
         assert saved, "nothing was saved before the kill"
-        resumed = sample(make([]), 300, sampler=sampler, seed=39, checkpoint=file)
+        rest = Life()
+        resumed = sample(make(rest), 300, sampler=sampler, seed=39, checkpoint=file)
+        assert rest.calls < life.calls, "the run started again from nothing"
         assert torch.equal(resumed.x, whole.x)
         assert torch.equal(resumed.log_weights, whole.log_weights)
         assert resumed.log_z == whole.log_z

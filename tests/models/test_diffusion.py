@@ -359,3 +359,13 @@ def test_level_loss_sees_an_offset_between_levels():
     blind, seeing = losses(0.0), losses(1.0)
     assert blind[0] == pytest.approx(blind[1])
     assert seeing[1] - seeing[0] == pytest.approx(1 / 4, abs=0.1)  # slope² / (2 D)
+
+
+def test_rows_of_labels_keep_to_their_rows() -> None:
+    import boltzmix as bm
+
+    p = vector_energy().given(label=torch.tensor([0, 1, 2, 0]))
+    with pytest.raises(ValueError, match="condition for each draw"):
+        bm.sample(p, 4, sampler=bm.SMC(), seed=0)
+    for sampler in (bm.Annealed(levels=2), bm.Reverse(steps=2)):
+        assert bm.sample(p, 4, sampler=sampler, seed=0).x.shape == (4, *p.event_shape)
