@@ -120,3 +120,66 @@ def _write_results(report: Report, setting: Setting, small: bool, workers: int) 
     }
     payload = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
     write_atomically(report.out / "results.json", payload)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The README's tables from a run's results.json."""
+    plane = [p for p in results["panels"] if p["gallery"] == "plane"]
+    digits = [p for p in results["panels"] if p["gallery"] == "digits"]
+    lines = [
+        f"`{results['samplers']['plane']}`, n = {plane[0]['n']:,}; summed scores: `{results['samplers']['naive']}`",
+        "",
+        "| composed | distance | floor | own formula | summed scores | log Z | its true value | evaluations |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in plane:
+        distances = (p["distance"], p["floor"], p["to_formula"], p["naive"])
+        cells = [f"{v:.3f}" for v in distances]
+        cells += [
+            f"{p['log_z']:.2f} ± {p['log_z_se']:.2f}",
+            f"{round(p['log_z_exact'], 2) + 0.0:.2f}",
+            f"{p['evaluations']:.0f}",
+        ]
+        lines.append(f"| `{p['formula']}` | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"`{results['samplers']['digits']}`, n = {digits[0]['n']}; *as asked*: share that a classifier sees as what "
+        "was asked; *nearest*: median distance to the nearest training digit, in brackets that of held-out real digits",
+        "",
+        "| composed | formula | as asked | nearest | distance to real digits | floor of real digits | evaluations |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for p in digits:
+        asked = "" if p["right"] is None else f"{100 * p['right']:.0f} %"
+        apart = ["" if v is None else f"{v:.3f}" for v in (p["distance"], p["floor"])]
+        cells = [f"`{p['formula']}`", asked, f"{p['nearest']:.2f} ({p['nearest_real']:.2f})", *apart]
+        lines.append(f"| {p['name']} | {' | '.join(cells)} | {p['evaluations']:.0f} |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- generated", "<!-- end -->"
+
+
+def publish(folder: str | Path, root: str | Path = ".") -> None:
+    """Put a run into the repository's README and docs/images, so that picture and figures come from one run."""
+    folder, root = Path(folder), Path(root)
+    content = (folder / "results.json").read_bytes()
+    results = json.loads(content)
+    if results["quick"] or any(p["error"] for p in results["panels"]):
+        raise ValueError(f"{folder} is a quick run, or one with failed panels: nothing to show")
+    images = root / "docs" / "images"
+    for name in ("plane.png", "digits.png", "worst.png"):
+        write_atomically(images / f"demo-{name}", (folder / name).read_bytes())
+    write_atomically(images / "demo-results.json", content)
+    readme = root / "README.md"
+    head, rest = readme.read_text(encoding="utf-8").split(BEGIN, 1)
+    marker, tail = rest.split("\n", 1)
+    tail = tail[tail.index(END) :]
+    text = f"{head}{BEGIN}{marker}\n\n{markdown(results)}\n\n{tail}"
+    write_atomically(readme, text.encode())
+
+
+if __name__ == "__main__":
+    import sys
+
+    publish(sys.argv[1])

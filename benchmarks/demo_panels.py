@@ -176,7 +176,7 @@ class Setting:
 
 def full(seed: int = 0) -> Setting:
     """The demo's settings."""
-    return Setting(SMC(), Annealed(levels=64, sweeps=1), 4000, 64, 2000, 4, 480, Reverse(steps=50), seed)
+    return Setting(SMC(), Annealed(levels=64, sweeps=1), 4000, 48, 2000, 4, 480, Reverse(steps=50), seed)
 
 
 def quick(seed: int = 0) -> Setting:

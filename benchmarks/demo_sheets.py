@@ -25,7 +25,9 @@ def table(report: Report, setting: Setting) -> str:
             continue
         z = "–" if p.log_z is None else f"{p.log_z:.2f} ± {p.log_z_se or 0:.2f}"
         numbers = [_number(v) for v in (p.distance, p.floor, p.to_formula, p.naive)]
-        rows.append([p.formula, *numbers, z, f"{p.log_z_formula:.2f}", f"{p.log_z_exact:.2f}", *_cost(p)])
+        rows.append(
+            [p.formula, *numbers, z, f"{p.log_z_formula:.2f}", f"{round(p.log_z_exact or 0.0, 2) + 0.0:.2f}", *_cost(p)]
+        )
     lines += _aligned(rows)
     lines += [
         "  distance       MMD between the draws and the true answer: the formula over the true densities of the data",

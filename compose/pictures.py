@@ -145,7 +145,12 @@ def animate_states(
     else:
         pictures = _sheet_frames(kept, limits, title, most, size)
     images = [Image.fromarray(p) for p in pictures]
-    palette = images[-1].quantize(64)
+    # one palette for all frames, from a few of them: colours do not flicker, and early frames keep theirs
+    some = images[:: max(1, len(images) // 6)] + images[-1:]
+    montage = Image.new("RGB", (images[0].width, images[0].height * len(some)))
+    for k, image in enumerate(some):
+        montage.paste(image, (0, k * image.height))
+    palette = montage.quantize(64)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     each = max(20, round(1000 * seconds / len(images)))
     buffer = io.BytesIO()
@@ -276,7 +281,7 @@ def draw_points(ax: Any, t: Tensor, limits: Range | None = None, bins: int = 60,
         window = [[float(low[0]), float(high[0])], [float(low[1]), float(high[1])]]
         ax.hist2d(finite[:, 0], finite[:, 1], bins=2 * bins, range=window, cmap="magma_r", density=True)
     else:
-        alpha = min(1.0, max(0.15, 40 / math.sqrt(len(t)) / 2))
+        alpha = min(1.0, max(0.15, 20 / math.sqrt(len(t))))
         ax.scatter(t[:, 0].numpy(), t[:, 1].numpy(), s=3, alpha=alpha, color=color, linewidths=0)
     ax.set_xlim(float(low[0]), float(high[0]))
     ax.set_ylim(float(low[1]), float(high[1]))

@@ -116,6 +116,7 @@ def choose_sampler(target: Term, chains: bool) -> tuple[Sampler, str]:
         return Reverse(), "a single score-only diffusion, so reverse diffusion"
     if target.path == "annealed" and target.has_score:
         return Annealed(), "a score-only composite, so annealed MCMC"
+    target._require_score("sample()")
     raise MissingEnergy(
         f"{target.name()} is static and score-only: there is no path and no energy; run chains with "
         "MCMC(UHMC(step_size=…)) and say how biased they may be"

@@ -18,6 +18,8 @@ try:
 except ImportError:
     sys.exit('this example needs diffusers: pip install "boltzmix[diffusers]"')
 
+warnings.simplefilter("ignore", bm.SamplingWarning)  # both samplers say why they are biased; keep this out of your code
+
 torch.manual_seed(0)
 unet = UNet2DModel(
     sample_size=8,
@@ -37,11 +39,11 @@ three, five = p.given(label=3), p.given(label=5)
 formula = p * (three / p) ** 4 * (five / p) ** 4
 print("exponents of the merged product:", dict(zip(["p", "p|3", "p|5"], formula.exponents(), strict=True)))
 
-# The network knows scores only: no Metropolis step and no weights. Reverse is the usual heuristic for guidance.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", bm.SamplingWarning)
-    draw = bm.sample(formula, 4, sampler=bm.Reverse(steps=10, solver="ddim"), seed=0)
-print(tuple(draw.x.shape), f"{draw.info.evaluations:.0f} evaluations, {draw.info.network_rows:.0f} network rows per draw")
+# The network knows scores only: no Metropolis step and no weights. Reverse is the usual heuristic, and warns.
+draw = bm.sample(formula, 4, sampler=bm.Reverse(steps=10, solver="ddim"), seed=0)
+print(
+    tuple(draw.x.shape), f"{draw.info.evaluations:.0f} evaluations, {draw.info.network_rows:.0f} network rows per draw"
+)
 
 # Corrected by unadjusted Hamiltonian steps at every level: less biased, not unbiased.
 draw = bm.sample(formula, 4, sampler=bm.Annealed(levels=6, sweeps=1), seed=0)

@@ -27,5 +27,7 @@ def near_a_blob(x: torch.Tensor) -> float:
     return float((torch.cdist(x, blobs).min(1).values < 0.09).float().mean())
 
 
-print(f"draws on the two blobs of the product: {near_a_blob(draw.x):.0%} by SMC, {near_a_blob(shortcut.x):.0%} by Reverse")
+print(
+    f"draws on the two blobs of the product: {near_a_blob(draw.x):.0%} by SMC, {near_a_blob(shortcut.x):.0%} by Reverse"
+)
 assert near_a_blob(draw.x) > 0.95

@@ -77,7 +77,7 @@ def ring_line(report: Report, settings: Settings) -> None:
         form = "functions" if functions else "closed forms"
         points = runs(task, SMC(), n, settings, judge, functions)
         what = f"{task.name}, {form}"
-        default_targets(report, what, points, 75, tv_floor, f"default SMC, {points[0]['path']}")
+        default_targets(report, what, points, 75, tv_floor, "default SMC")
         value = metrics.log_mmd2(statistics.fmean(p["mmd2"] for p in points))
         each = ", ".join(f"{metrics.log_mmd2(p['mmd2']):.1f}" for p in points)
         report.check(what, "ln MMD², of the mean over seeds", value, "≤", -8.0, f"each {each}")
@@ -157,6 +157,7 @@ def default_targets(
     report: Report, what: str, points: list[dict[str, Any]], budget: float | None, tv_floor: float, note: str
 ) -> None:
     """Cost, independent count, mode masses and evidence of one setting."""
+    note = f"{note}: {points[0]['path']}"
     spent = most(points, "evaluations")
     if budget is None:
         report.tell(what, "evaluations, the most", spent, note)
@@ -200,14 +201,12 @@ def many_dimensions(report: Report, settings: Settings) -> None:
             modes = targets.effective_modes(task.truth)
             report.check(task.name, "effective modes", modes, "≥", 4.0)
             tv_floor = mode_floor(task, n, settings.size(10, 3))
+            exact = SMC(path="exact-start") if dim == 8 else SMC(path="exact-start", cess=0.96)
             choices: list[tuple[SMC, int | None, bool, str]] = [
-                (SMC(), budget, True, "default SMC, functions: noise path")
+                (SMC(), budget, True, "default SMC on functions"),
+                (SMC(), None, False, "default SMC on closed forms"),
+                (exact, 60, False, f"SMC(path='exact-start', cess={exact.cess})"),
             ]
-            if dim == 8:
-                choices.append((SMC(), 60, False, "default SMC, closed forms: exact start"))
-            else:
-                choices.append((SMC(), None, False, "default SMC, closed forms: exact start"))
-                choices.append((SMC(cess=0.96), 60, False, "cess .96, closed forms: exact start"))
             for sampler, limit, functions, note in choices:
                 points = runs(task, sampler, n, settings, None, functions)
                 default_targets(report, task.name, points, limit, tv_floor, note)
@@ -240,7 +239,12 @@ def honesty(report: Report, task: Task, n: int, repeats: int) -> None:
 
 
 def circle_bar(report: Report, settings: Settings) -> None:
-    """Du et al.'s product: biased MMD² with one RBF of h = 0.2, and the share on the true support."""
+    """Du et al.'s product: biased MMD² with one RBF of h = 0.2, and the share on the true support.
+
+    The answer is two narrow modes, so the distance is that of their masses. Particles that start at draws of the ring
+    reach them one in four, and masses scatter twice as much as those of independent draws, whatever the number of
+    levels: more particles, thinned, are the way to spend evaluations here.
+    """
     task = targets.circle_bar()
     assert task.inside is not None
     n = settings.size(2000, 500)
@@ -253,35 +257,41 @@ def circle_bar(report: Report, settings: Settings) -> None:
     functions = targets.Task(
         task.name, targets.product_of([targets.as_function(f) for f in task.factors]), task.exact, task.log_z
     )  # fmt: skip
-    choices: list[tuple[str, Task, Sampler, bool]] = [
-        ("default SMC", task, SMC(), True),
-        ("SMC, noise path", task, SMC(path="noise"), True),
-        ("SMC, functions", functions, SMC(), True),
-        ("Annealed, 32 levels", task, Annealed(levels=32), False),
-        ("Reverse, 50 steps", task, Reverse(steps=50), False),
+    choices: list[tuple[str, Task, Sampler, int, bool]] = [
+        ("SMC, 8n particles thinned", task, SMC(), 8, True),
+        ("SMC on functions, 3n thinned", functions, SMC(), 3, True),
+        ("default SMC", task, SMC(), 1, False),
+        ("default SMC on functions", functions, SMC(), 1, False),
+        ("Annealed, 32 levels", task, Annealed(levels=32), 1, False),
+        ("Reverse, 50 steps", task, Reverse(steps=50), 1, False),
     ]
-    for name, own, sampler, judged in choices:
-        draws = [sample(own.target, n, sampler=sampler, seed=seed, progress=False) for seed in settings.seeds]
-        logs = [statistics.fmean(math.log(v) for v in judge.values(_rows(d))) for d in draws]
-        value = statistics.fmean(logs)
-        share = min(metrics.support_fraction(task.inside, _rows(d)) for d in draws)
-        spent = max(d.info.evaluations for d in draws)
-        for seed, draw, log in zip(settings.seeds, draws, logs, strict=True):
-            numbers = {"evaluations": draw.info.evaluations, "ln_mmd2": log, **log_z_error(draw, task.log_z)}
-            report.point(task.name, name, seed=seed, **numbers)
-        note = f"{name}: {value:.2f}, each {', '.join(f'{v:.1f}' for v in logs)}"
-        if not judged:
-            report.tell(
-                task.name, "mean ln biased MMD² above the floor", value - bar, f"{note}; {spent:.0f} evaluations"
-            )
-            report.tell(task.name, "share on the support, worst seed", share, name)
-            continue
-        report.check(task.name, "evaluations", spent, "≤", 400, name)
-        report.check(task.name, "mean ln biased MMD² above the floor", value - bar, "≤", 1.0, note)
-        report.check(task.name, "share on the support, worst seed", share, "≥", 0.99, name)
-        points = [log_z_error(d, task.log_z) for d in draws]
-        if all(points):
+    for name, own, sampler, times, judged in choices:
+        logs, shares, points = [], [], []
+        for seed in settings.seeds:
+            draw = sample(own.target, times * n, sampler=sampler, seed=seed, progress=False)
+            x = thin(_rows(draw), n, seed)
+            logs.append(statistics.fmean(math.log(v) for v in judge.values(x)))
+            shares.append(metrics.support_fraction(task.inside, x))
+            numbers = {"evaluations": times * draw.info.evaluations, "ln_mmd2": logs[-1], "inside": shares[-1]}
+            points.append(numbers | log_z_error(draw, task.log_z))
+            report.point(task.name, name, seed=seed, **points[-1])
+        above, share, spent = statistics.fmean(logs) - bar, min(shares), most(points, "evaluations")
+        note = f"{name}: each {', '.join(f'{v:.1f}' for v in logs)}"
+        if judged:
+            report.check(task.name, "evaluations per draw kept", spent, "≤", 400, name)
+            report.check(task.name, "mean ln biased MMD² above the floor", above, "≤", 1.0, note)
+            report.check(task.name, "share on the support, worst seed", share, "≥", 0.99, name)
             evidence(report, task.name, points, name, None)
+        else:
+            report.tell(task.name, "mean ln biased MMD² above the floor", above, f"{note}; {spent:.0f} evaluations")
+            report.tell(task.name, "share on the support, worst seed", share, name)
+
+
+def thin(x: Tensor, n: int, seed: int) -> Tensor:
+    """n rows at random: the masses of modes of more particles, at the size that is compared."""
+    if len(x) == n:
+        return x
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
 # ------------------------------------------------------------------- 2d: sums

@@ -135,6 +135,11 @@ class Kernel:
         """
         if not isinstance(x, Tensor) or x.ndim != 2:
             raise ValueError(f"kernels move flat states (N, D), got {tuple(getattr(x, 'shape', ()))}; see ravel()")
+        width = getattr(target, "dim", x.shape[1])
+        if x.shape[1] != width:
+            raise ValueError(f"starts have shape {tuple(x.shape)} and the target takes (N, {width})")
+        if not x.is_floating_point():
+            raise TypeError(f"starts are floating-point, got {x.dtype}; convert them with x.float()")
         if self.adjusted:
             energy, score = target.energy_and_score(x)
         else:

@@ -58,8 +58,8 @@ class UHMC(HMC):
 
     Biased: on a Gaussian with unit mass, leapfrog with step ε samples variance v / (1 − ε²/(4v)). The
     acceptance in its info is the one a test would have had, with the energy change integrated along the
-    trajectory by the trapezoid rule (exact for Gaussians). Adaptation aims at 0.98: in two dimensions that is a bias of 4 %, at 0.9 it
-    would be 65 %.
+    trajectory by the trapezoid rule (exact for Gaussians). Adaptation aims at 0.98: in two dimensions the
+    variance of a Gaussian is then 4 % too large; at 0.9 it would be 65 %.
     """
 
     adjusted = False

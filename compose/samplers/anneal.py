@@ -230,7 +230,7 @@ def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
             if _spread(run.point.x) > 10 * run.width:
                 raise NotNormalizable(
                     f"{where} keeps finite weights, and the particles spread over {_spread(run.point.x):.3g}, "
-                    f"{_spread(run.point.x) / run.width:.3g} times the start: the composite has no finite integral there"
+                    f"{_spread(run.point.x) / run.width:.3g} times the start: its integral is not finite there"
                 )
             raise NonFinite(f"{where} keeps finite weights; its energies jump there")
     _require_weights(path, increments, following)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -165,8 +165,8 @@ class MCMC(Sampler):
             still = int((run.kept == run.kept[:, :1]).flatten(1).all(1).sum())
             if still:
                 warnings.warn(
-                    f"MCMC: {still} of {request.n} chains never moved (mean acceptance {info.acceptance:.2g}), so their "
-                    "draws are one point: use a smaller step size, or adapt=True with step_size=None",
+                    f"MCMC: {still} of {request.n} chains never moved (mean acceptance {info.acceptance:.2g}), so "
+                    "their draws are one point: use a smaller step size, or adapt=True with step_size=None",
                     SamplingWarning,
                     stacklevel=4,
                 )

@@ -8,6 +8,7 @@ The scheme is exact only for noised terms. The sum of the scores of noised facto
 noised product: for composites this sampler is biased, and warns so.
 """
 
+import itertools
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.smc import run_strata
 from boltzmix.compose.term import check_levels
-import itertools
 
 _SOLVERS = ("heun", "ddim", "ddpm", "dpmpp")
 
@@ -57,6 +57,8 @@ class Reverse(Sampler):
             raise ValueError(f"Reverse needs steps >= 1, got {self.steps!r}")
         if self.solver not in _SOLVERS:
             raise ValueError(f"solver is one of {_SOLVERS}, got {self.solver!r}")
+        if isinstance(self.rho, bool) or not isinstance(self.rho, (int, float)) or not 0 < self.rho < float("inf"):
+            raise ValueError(f"Reverse needs a positive finite rho, got {self.rho!r}")
         if self.sigmas is not None:
             levels = [float(s) for s in self.sigmas]
             falling = all(a > b for a, b in itertools.pairwise(levels))
@@ -80,8 +82,8 @@ class Reverse(Sampler):
             )
         if view.term.path != "noised":
             _warn_once(
-                f"Reverse on {term.name()}: {view.term.path_reason}, so the sum of noisy scores is not the score of the "
-                "noised composite and the draws are biased; use SMC, or Annealed for score-only terms"
+                f"Reverse on {term.name()}: {view.term.path_reason}, so the sum of noisy scores is not the score of "
+                "the noised composite and the draws are biased; use SMC, or Annealed for score-only terms"
             )
         if view.term is not term:
             _warn_once(

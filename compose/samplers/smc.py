@@ -13,6 +13,7 @@ importance sampling*; Du et al. (2023), *Reduce, reuse, recycle*; Song and Ermon
 modeling by estimating gradients of the data distribution*.
 """
 
+import itertools
 import math
 import time
 import warnings
@@ -45,7 +46,6 @@ from boltzmix.compose.samplers.path import (
 )
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import describe_variables
-import itertools
 
 _PROBES = 256
 _PATHS = ("auto", "noise", "geometric", "exact-start")
@@ -102,7 +102,7 @@ class SMC(Sampler):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is an int >= {least}, got {value!r}")
-        check_kernel(self.kernel, "SMC")
+        check_kernel(self.kernel, type(self).__name__)
 
     def run(self, request: Request) -> Draw:
         """Go down the path; sums whose members are not normalised are split over their members first."""
@@ -193,6 +193,8 @@ def check_levels_setting(levels: LevelsLike) -> None:
         if levels < 1:
             raise ValueError(f"levels needs at least 1, got {levels}")
         return
+    if not isinstance(levels, Sequence | Tensor) or not all(isinstance(u, int | float | Tensor) for u in levels):
+        raise TypeError(f"levels is 'adaptive', an int or a list of increasing u in (0, 1], got {levels!r}")
     values = [float(u) for u in levels]
     increasing = all(a < b for a, b in itertools.pairwise(values))
     if not values or not increasing or not values[0] > 0 or values[-1] != 1.0:
@@ -226,7 +228,9 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
     if weigh:
         require_energy(view, type(sampler).__name__)
         if view.per_row:
-            raise ValueError("a condition for each draw (rows of a Clamp, or of labels) makes n different targets: use Annealed")
+            raise ValueError(
+                "a condition for each draw (rows of a Clamp, or of labels) makes n different targets: use Annealed"
+            )
         plan = sampler._plan()
     else:
         plan = sampler._plan(view.has_energy)
@@ -253,12 +257,10 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
         run.frames.append(run.point.x.clone())
     bar = Progress(type(sampler).__name__, request.progress)
     try:
-        save = None
-        if store is not None:
-            kind, reason = info.path, why
 
-            def save(run: Descent) -> None:
-                store.save(lambda: _snapshot(path, run, request, kind, reason))
+        def save(run: Descent) -> None:
+            if store is not None:
+                store.save(lambda: _snapshot(path, run, request, info.path, why))
 
         descend(path, plan, run, request.generator, bar, save)
     finally:

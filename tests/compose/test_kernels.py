@@ -96,7 +96,10 @@ STRENGTH = 2.0
 
 def moment(power):
     """∫ x^k exp(a sqrt(4 − x²)) dx over the support, normalised."""
-    weight = lambda x: math.exp(STRENGTH * math.sqrt(max(4 - x * x, 0.0)))
+
+    def weight(x):
+        return math.exp(STRENGTH * math.sqrt(max(4 - x * x, 0.0)))
+
     return quad(lambda x: x**power * weight(x), -2, 2)[0] / quad(weight, -2, 2)[0]
 
 

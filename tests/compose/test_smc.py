@@ -4,6 +4,7 @@ Seeds are fixed. Bounds on z-scores are the quantiles named beside them; ``log_z
 three of its own standard errors, which a correct sampler misses in 0.3 % of seeds (the seeds here were not searched).
 """
 
+import itertools
 import math
 import warnings
 
@@ -66,9 +67,14 @@ def check_evidence(draw, truth, width=3.0):
 PATHS = {
     "noise": (lambda: function(P) * function(Q), SMC(path="noise"), "noise"),
     "noise, fixed levels": (lambda: function(P) * function(Q), SMC(levels=24, path="noise"), "noise"),
+    "noise, resampled often": (lambda: function(P) * function(Q), SMC(path="noise", ess_threshold=0.95), "noise"),
     "exact start": (lambda: P * Q, SMC(), "exact-start"),
     "exact start, listed levels": (lambda: P * Q, SMC(levels=[0.02, 0.1, 0.3, 0.6, 1.0]), "exact-start"),
-    "geometric": (lambda: static(lambda x: P._energy(x, None)) * static(lambda x: Q._energy(x, None)), SMC(), "geometric"),
+    "geometric": (
+        lambda: static(lambda x: P._energy(x, None)) * static(lambda x: Q._energy(x, None)),
+        SMC(),
+        "geometric",
+    ),
     "noise, MALA": (lambda: function(P) * function(Q), SMC(path="noise", kernel=MALA()), "noise"),
 }
 
@@ -159,6 +165,18 @@ def test_scales_far_from_one_are_found():
         assert abs(draw.log_z - truth) < 3.5 * draw.log_z_se
 
 
+@pytest.mark.parametrize(("dim", "apart", "weight"), [(2, 3.0, 0.3), (8, 10.0, 0.3), (24, 4.0, 0.05)])
+def test_separate_modes_stay_in_view(dim, apart, weight):
+    """From too low a start, draws around one mode look perfect and the other mode is never met."""
+    means = torch.zeros(2, dim)
+    means[0, 0], means[1, 0] = -apart, apart
+    target = function(GaussianMixture(means, 0.5, [weight, 1 - weight]))
+    for seed in (0, 2):
+        draw = sample(target, 2000, seed=seed)
+        assert abs(draw.log_z) < 3.5 * draw.log_z_se
+        assert abs(share_of(draw.x, 0.0) - weight) < 0.35 * weight
+
+
 def test_an_init_term_is_where_the_path_starts():
     target = static(lambda x: P._energy(x, None) + Q._energy(x, None))
     draw = sample(target, 2000, init=Gaussian(ZERO, 6.0), seed=9)
@@ -237,7 +255,10 @@ def test_sums_keep_the_weights_of_their_members(case):
         right = gaussian_product([(Gaussian(2 * ONE, 1.0), 1.0), (Gaussian(ZERO, 4.0), 1.0)])
         weights = torch.tensor([left[1], right[1]], dtype=torch.float64).softmax(0)
         # overlapping members: the exact mass left of 0
-        masses_left = [0.5 * (1 + math.erf(-float(g.mean[0]) / math.sqrt(2 * float(g.covariance[0, 0])))) for g in (left[0], right[0])]
+        masses_left = [
+            0.5 * (1 + math.erf(-float(g.mean[0]) / math.sqrt(2 * float(g.covariance[0, 0]))))
+            for g in (left[0], right[0])
+        ]
         share = float(weights[0] * masses_left[0] + weights[1] * masses_left[1])
         truth = math.log(math.exp(left[1]) + math.exp(right[1]))
     with warnings.catch_warnings():
@@ -309,7 +330,7 @@ def test_z_is_unbiased_and_its_error_bar_honest():
 
 
 def test_adaptive_levels_have_an_honest_error_bar():
-    errors, bars = small_runs(SMC(path="noise", final_moves=0), 256, 40)
+    errors, bars = small_runs(SMC(path="noise", ess_threshold=0.9, final_moves=0), 256, 40)
     assert 0.6 < float((errors / bars).square().mean().sqrt()) < 1.6
 
 
@@ -331,7 +352,9 @@ def test_the_contraction_is_fitted_on_other_particles():
 
 
 def test_contraction_gives_each_half_the_map_of_the_other_and_its_jacobian():
-    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor([1.0, 2, 3])
+    x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor(
+        [1.0, 2, 3]
+    )
     weights = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     odd = torch.arange(1000) % 2 == 1
     loss = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
@@ -364,12 +387,38 @@ def test_weights_that_are_kept_reproduce_moments():
         assert float(draw.log_weights.std()) > 0.01
         weights = draw.log_weights.double().softmax(0)
         size = float(1 / (weights**2).sum())
-        assert size == pytest.approx(draw.info.ess, rel=1e-4) 
+        assert size == pytest.approx(draw.info.ess, rel=1e-4)
         assert float(draw.log_weights.exp().mean()) == pytest.approx(1.0, rel=1e-3)
         mean = (weights[:, None] * draw.x).sum(0)
         assert float((mean - exact.mean).abs().max()) < 4.5 * math.sqrt(1 / 3 / min(size, 4000))
         second = (weights[:, None] * (draw.x - exact.mean) ** 2).sum(0)
         assert float((3 * second - 1).abs().max()) < 4.5 * math.sqrt(2 / min(size, 4000))
+
+
+def test_the_last_weights_are_used():
+    exact, _ = gaussian_product([(Gaussian(ZERO, 1.0), 1.0), (Gaussian(ONE, 0.5), 1.0)])
+    once = SMC(levels=[1.0], path="exact-start", ess_threshold=0.01, final_moves=0)
+    draw = sample(Gaussian(ZERO, 1.0) * function(Gaussian(ONE, 0.5)), 8000, sampler=once, seed=16)
+    assert 400 < draw.info.ess < 6000
+    assert float((draw.x.mean(0) - exact.mean).abs().max()) < 4.5 * math.sqrt(1 / 3 / draw.info.ess)
+
+
+def test_particles_are_moved_apart_after_resampling():
+    draw = sample(function(P) * function(Q), 1000, sampler=SMC(path="noise", ess_threshold=0.95), seed=16)
+    assert len(draw.x.unique(dim=0)) > 700
+
+
+def test_particles_that_died_stay_dead():
+    """A gate that is shut on the way and open at the end: what it killed keeps weight zero, and is no divergence."""
+    prior = GaussianMixture(torch.tensor([[-8.0, 0.0], [8.0, 0.0]]), 0.5, [0.3, 0.7])
+
+    def shut(x, s):
+        return torch.where((x[:, 0] > 0) | (s < 0.05) | (s > 2.0), 0.0, torch.inf)
+
+    gate = term(shut, kind="energy", path="annealed", event_shape=2)
+    draw = sample(function(prior) * gate, 1000, sampler=SMC(path="noise", ess_threshold=0.1), seed=0)
+    assert bool((draw.x[:, 0] > 0).all())
+    assert abs(draw.log_z - math.log(0.7)) < 5 * draw.log_z_se
 
 
 def test_ais_never_resamples():
@@ -424,8 +473,10 @@ IMPROPER = {
     "nothing is left": lambda: Gaussian(ZERO, 1.0) / Gaussian(ZERO, 1.0),
     "an inverse": lambda: 1 / Gaussian(ZERO, 1.0),
     "a mixture over a Gaussian": lambda: P / Gaussian(ZERO, 0.25),
-    "mixtures whose tails cancel": lambda: GaussianMixture(torch.tensor([[-1.0, 0], [1, 0]]), 1.0)
-    / GaussianMixture(torch.tensor([[-1.0, 0], [3, 0]]), 1.0),
+    "mixtures whose tails cancel": lambda: (
+        GaussianMixture(torch.tensor([[-1.0, 0], [1, 0]]), 1.0)
+        / GaussianMixture(torch.tensor([[-1.0, 0], [3, 0]]), 1.0)
+    ),
     "a power of a mixture": lambda: P**2 / Gaussian(ZERO, 0.5) ** 3,
     "a callable that grows": lambda: static(lambda x: -0.1 * (x**2).sum(-1)),
     "a flat callable": lambda: static(lambda x: 0 * x.sum(-1)),
@@ -451,7 +502,11 @@ def test_proper_quotients_and_heavy_tails_are_not_refused():
     student = static(lambda x: 2.0 * (1 + (x**2).sum(-1)).log())  # 2 degrees of freedom in 2-d: Z = π
     draw = sample(student, 4000, seed=22)
     assert abs(draw.log_z - math.log(math.pi)) < 4 * draw.log_z_se + 0.02
-    for target in (P / Gaussian(ZERO, 25.0), function(P) / function(Gaussian(ZERO, 25.0)), Box([-1.0, -1], [1.0, 1]) / Gaussian(ZERO, 1.0)):
+    for target in (
+        P / Gaussian(ZERO, 25.0),
+        function(P) / function(Gaussian(ZERO, 25.0)),
+        Box([-1.0, -1], [1.0, 1]) / Gaussian(ZERO, 1.0),
+    ):
         assert math.isfinite(sample(target, 1000, seed=23).log_z)
 
 
@@ -534,7 +589,7 @@ def test_reverse_solvers_have_their_order(solver, order):
         start, end = draw.frames[0].double(), draw.frames[-2].double()  # the last step is to σ = 0
         exact = start * math.sqrt((1 + levels[-1] ** 2) / (1 + levels[0] ** 2))
         errors.append(float(((end - exact) / exact).abs().mean()))
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert rates[-1] == pytest.approx(order, abs=0.3)
 
 
@@ -558,7 +613,7 @@ def test_reverse_on_a_product_is_biased_as_known_and_warns_once():
     levels = tuple(top * 0.965**k for k in range(250))
     reverse._warned.clear()
     target = function(p) * p
-    with pytest.warns(SamplingWarning, match="sum of noisy scores is not the score of the"):
+    with pytest.warns(SamplingWarning, match="sum of noisy scores is not the score of"):
         draw = sample(target, 4000, sampler=Reverse(sigmas=levels), seed=32, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -666,7 +721,10 @@ def test_draws_follow_the_dtype_that_is_asked_for_or_the_target_s():
             p = Gaussian(torch.zeros(2, dtype=dtype), 1.0) * Gaussian(torch.ones(2, dtype=dtype), 1.0)
             draw = sample(p, 64, sampler=sampler, seed=37)
             assert draw.x.dtype == draw.log_weights.dtype == dtype
-        assert sample(Gaussian(ZERO, 1.0) * Gaussian(ONE, 1.0), 64, sampler=sampler, dtype=torch.float64).x.dtype == torch.float64
+        assert (
+            sample(Gaussian(ZERO, 1.0) * Gaussian(ONE, 1.0), 64, sampler=sampler, dtype=torch.float64).x.dtype
+            == torch.float64
+        )
     normal = term(torch.distributions.Independent(torch.distributions.Normal(ZERO, ONE), 1))
     with pytest.raises(TypeError, match=r"float32.*float64"):
         sample(normal, 10, dtype=torch.float64)
@@ -720,14 +778,19 @@ RESUMED = {
     "noise": (SMC(path="noise", record=True), lambda a: killable(P, a) * Q),
     "noise, late factor": (SMC(path="noise"), lambda a: killable(P, a) * static(lambda x: x.abs().sum(-1))),
     "exact start": (SMC(cess=0.995), lambda a: killable(P, a) * SECOND),
-    "exact start from the second candidate": (SMC(cess=0.995), lambda a: Gaussian(5 * ONE, 1.0) * SECOND * killable(P, a)),
+    "exact start from the second candidate": (
+        SMC(cess=0.995),
+        lambda a: Gaussian(5 * ONE, 1.0) * SECOND * killable(P, a),
+    ),
     "geometric": (SMC(), lambda a: killable(P, a, "static")),
     "a sum": (SMC(), lambda a: function(Q) + killable(P, a) * Q),
     "AIS": (AIS(levels=12, path="noise"), lambda a: killable(P, a) * Q),
     "Annealed": (Annealed(levels=10), lambda a: killable(P, a) * Q),
     "a score-only mixture": (
         Annealed(levels=10),
-        lambda a: mixture([score_of(P), term(killable(Q, a).score, kind="score", path="noised", event_shape=2, name="q")]),
+        lambda a: mixture(
+            [score_of(P), term(killable(Q, a).score, kind="score", path="noised", event_shape=2, name="q")]
+        ),
     ),
 }
 
@@ -745,7 +808,7 @@ def test_a_killed_run_goes_on_bit_for_bit(case, tmp_path, eager):
     life = Life()
     whole = sample(make(life), 300, sampler=sampler, seed=39)
     assert life.calls > 10
-    for share in (0.6, 0.95):
+    for share in (0.85, 0.98):
         file = tmp_path / f"{share}.safetensors"
         with pytest.raises(Killed):
             sample(make(Life(int(share * life.calls))), 300, sampler=sampler, seed=39, checkpoint=file)
@@ -784,7 +847,12 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path, eager)
     with pytest.raises(ValueError, match="another run.*dtype"):
         sample(function(P) * Q, 200, sampler=SMC(path="noise"), seed=40, checkpoint=file, dtype=torch.float64)
     whole = file.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"garbage" * 100, whole.replace(b'"fingerprint', b'"fingerprimt', 1).replace(b"fingerprint", b"fingerprimt")):
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        b"garbage" * 100,
+        whole.replace(b'"fingerprint', b'"fingerprimt', 1).replace(b"fingerprint", b"fingerprimt"),
+    ):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged.*delete it"):
             sample(function(P) * Q, 200, sampler=SMC(path="noise"), seed=40, checkpoint=file)
@@ -805,7 +873,7 @@ def test_calibrated_energies_are_normalised_at_every_level_and_mixtures_of_them_
     g, left = planted([-3.0, 0.0], lambda s: 5 * torch.log(1 + s) + 3)
     _, right = planted([3.0, 0.0], lambda s: -4 * torch.exp(-s))
     fitted = [calibrate(left, seed=0), calibrate(right, seed=1)]
-    for sigma in (None, 0.01, 0.1, 0.3, 1.0):
+    for sigma in (None, 0.01, 0.1, 0.3, 1.0, 10.0, 300.0):
         x = torch.zeros(1, 2)
         assert abs(float(fitted[0].energy(x, sigma) - g.energy(x, sigma))) < 0.05
         assert torch.equal(fitted[0].score(x, sigma), left.score(x, sigma))

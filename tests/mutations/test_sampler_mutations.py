@@ -1,0 +1,440 @@
+"""Errors that released samplers have had, planted one by one in kernels and samplers: a named check notices each."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from boltzmix.compose.kernels import HMC, MALA, UHMC
+from boltzmix.compose.samplers import Annealed, base
+from tests.compose import test_diagnostics, test_kernels, test_mcmc, test_smc, test_wrong_sampler_calls
+from tests.mutations.harness import Mutation, verify
+
+KERNEL, HMC_, LANGEVIN = (f"boltzmix.compose.kernels.{m}" for m in ("base", "hmc", "langevin"))
+LOOP, CLOUD, PATH, RUNS, CHAINS, REVERSE = (
+    f"boltzmix.compose.samplers.{m}" for m in ("anneal", "particles", "path", "smc", "mcmc", "reverse")
+)
+CALIBRATION, DIAGNOSTICS, FLAT = (f"boltzmix.compose.{m}" for m in ("calibration", "diagnostics", "flat"))
+
+
+def law(check, *args):
+    """A check as a law: an error that it raises counts as noticed, too."""
+
+    @functools.wraps(check)
+    def run():
+        try:
+            check(*args)
+        except AssertionError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+
+    return run
+
+
+def resumes(case):
+    """A killed run goes on bit for bit."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        save = base.Checkpoint.save
+        patch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
+        test_smc.test_a_killed_run_goes_on_bit_for_bit(case, Path(folder), None)
+
+
+stays = functools.partial(law, test_kernels.test_exact_draws_of_a_gaussian_stay_exact)
+HMC_STAYS = stays(HMC(step_size=0.55, num_leapfrog=4), 0.6, 15)
+MALA_STAYS = stays(MALA(step_size=0.16), 0.6, 40)
+NOISE_PATH = law(test_smc.test_log_z_and_masses_of_a_product_of_mixtures, "noise")
+ALONE = law(
+    test_kernels.test_each_chain_is_accepted_by_itself_and_states_are_never_changed_in_place,
+    HMC(step_size=0.5, num_leapfrog=3),
+)
+EDGE = law(test_kernels.test_an_edge_with_nan_outside_is_rejected_and_counted, MALA(step_size=0.8), 30)
+
+KERNELS = [
+    Mutation(
+        "MALA's wrong denominator", LANGEVIN, "+ 0.5 * ((noise", "+ 0.25 * ((noise", MALA_STAYS, within="class MALA"
+    ),
+    Mutation("MALA without the proposal's density", LANGEVIN, "- (back * back).sum(-1)", "", MALA_STAYS, "class MALA"),
+    Mutation(
+        "a Langevin step with noise of variance h",
+        LANGEVIN,
+        "(2 * drift).sqrt()",
+        "drift.sqrt()",
+        law(test_kernels.test_ula_has_the_stated_bias, 1.0, 0.4),
+    ),
+    Mutation("one accept per batch", KERNEL, "uniform.log() < log_ratio", "uniform.log()[0] < log_ratio.mean()", ALONE),
+    Mutation("an in-place leapfrog", HMC_, "x = x + move * velocity", "x += move * velocity", ALONE, "class HMC"),
+    Mutation(
+        "rejected states keep the proposal's score",
+        KERNEL,
+        "proposal.score, state.score",
+        "proposal.score, proposal.score",
+        ALONE,
+        "chosen = State",
+    ),
+    Mutation("NaN is accepted", KERNEL, "finite & (uniform.log() < log_ratio)", "~(uniform.log() >= log_ratio)", EDGE),
+    Mutation(
+        "NaN states are zeroed and accepted",
+        KERNEL,
+        "accepted = finite & (uniform.log() < log_ratio)",
+        "accepted = uniform.log() < torch.nan_to_num(log_ratio, nan=0.0)\n"
+        "    proposal = State(torch.where(finite[:, None], proposal.x, 0.0), torch.nan_to_num(proposal.energy), "
+        "torch.nan_to_num(proposal.score))",
+        EDGE,
+    ),
+    Mutation(
+        "infinite energies count as divergences",
+        KERNEL,
+        "~(finite | (proposal.energy == torch.inf))",
+        "~finite",
+        law(test_kernels.test_an_edge_with_infinite_energy_is_an_ordinary_rejection, MALA(step_size=0.8), 30),
+    ),
+    Mutation(
+        "-inf is accepted",
+        KERNEL,
+        "torch.isfinite(proposal.energy) & torch.isfinite(proposal.score).all(-1)",
+        "~torch.isnan(proposal.energy)",
+        law(test_kernels.test_minus_infinite_energies_are_rejected_and_counted, MALA(step_size=0.5)),
+    ),
+    Mutation(
+        "starts are not checked",
+        KERNEL,
+        "if not bool(good.all()):",
+        "if not bool(good.any()):",
+        law(test_kernels.test_starts_that_are_not_finite_are_refused, HMC, torch.nan),
+    ),
+    Mutation(
+        "momentum is not refreshed",
+        HMC_,
+        "noise.normal + half",
+        "0 * noise.normal + 1 + half",
+        law(test_kernels.test_hmc_draws_a_fresh_momentum_for_every_transition),
+        "class HMC",
+    ),
+    Mutation(
+        "the last half step is a whole one",
+        HMC_,
+        "velocity + half * score",
+        "velocity + move * score",
+        HMC_STAYS,
+        "class HMC",
+    ),
+    Mutation(
+        "HMC without the kinetic energy", HMC_, "state.energy - energy + kinetic", "state.energy - energy", HMC_STAYS
+    ),
+    Mutation("HMC without a test", HMC_, "state.energy - energy + kinetic, noise", "0 * energy, noise", HMC_STAYS),
+    Mutation(
+        "an evaluation more per leapfrog",
+        HMC_,
+        "velocity = velocity + move * target.score(x)",
+        "velocity = velocity + 0.5 * move * (target.score(x) + target.score(x))",
+        law(test_kernels.test_a_step_costs_what_the_kernel_says, HMC(step_size=0.1, num_leapfrog=7), 7),
+    ),
+    Mutation(
+        "no jitter",
+        HMC_,
+        "step * (0.8 + 0.4 * noise.jitter)",
+        "step * 1.0",
+        law(test_kernels.test_jitter_breaks_resonance),
+    ),
+    Mutation(
+        "mass instead of its inverse",
+        HMC_,
+        "step * tune.scale",
+        "step / tune.scale",
+        law(
+            test_kernels.test_a_rescaled_target_with_its_inverse_mass_gives_the_same_chain,
+            HMC(step_size=0.4, num_leapfrog=3),
+        ),
+    ),
+    Mutation(
+        "unadjusted HMC reports no acceptance",
+        HMC_,
+        "work + kinetic)",
+        "0 * kinetic)",
+        law(
+            test_kernels.test_unadjusted_kernels_report_the_acceptance_that_a_test_would_have,
+            UHMC(step_size=0.9, num_leapfrog=3),
+            HMC(step_size=0.9, num_leapfrog=3),
+        ),
+    ),
+    Mutation(
+        "evaluations of scores are not counted",
+        FLAT,
+        "self.view.count(x.shape[0])",
+        "pass",
+        law(test_kernels.test_a_step_costs_what_the_kernel_says, HMC(step_size=0.1, num_leapfrog=7), 7),
+        "def score",
+    ),
+    Mutation(
+        "clamped coordinates are moved",
+        FLAT,
+        "index_copy(1, self._free, flat)",
+        "index_copy(1, self._free, flat) + 0.01",
+        law(test_smc.test_a_clamped_product_is_the_gaussian_conditional),
+    ),
+]
+
+SAMPLERS = [
+    Mutation("a dropped Jacobian", LOOP, "_increments(run, point) + log_det", "_increments(run, point)", NOISE_PATH),
+    Mutation(
+        "a contraction fitted on the particles that it moves",
+        LOOP,
+        "        moved[half] = mean + scale * (x[half] - mean)\n        log_det[half]",
+        "        moved[~half] = mean + scale * (x[~half] - mean)\n        log_det[~half]",
+        law(test_smc.check_contraction),
+    ),
+    Mutation("log Z without the start's weight", LOOP, "cloud.reweigh(increments)", "pass", NOISE_PATH, "def begin"),
+    Mutation(
+        "the start's density is forgotten",
+        PATH,
+        "- 0.5 * (variance.log() + math.log(2 * math.pi)).sum()",
+        "",
+        NOISE_PATH,
+    ),
+    Mutation(
+        "resampling without resetting the weights",
+        CLOUD,
+        "torch.full_like(self.log_weights, -math.log(len(rows)))",
+        "self.log_weights[rows]",
+        law(test_smc.test_log_z_and_masses_of_a_product_of_mixtures, "noise, resampled often"),
+    ),
+    Mutation(
+        "ancestors are not carried along",
+        CLOUD,
+        "self.ancestors = self.ancestors[rows]",
+        "pass",
+        law(test_smc.test_adaptive_levels_have_an_honest_error_bar),
+    ),
+    Mutation(
+        "an error bar from the last weights alone",
+        CLOUD,
+        "shares.index_add_(0, self.ancestors, self.weights)",
+        "shares += self.weights",
+        law(test_smc.test_adaptive_levels_have_an_honest_error_bar),
+    ),
+    Mutation("weights that are not normalised", CLOUD, "total - norm", "total", NOISE_PATH),
+    Mutation(
+        "weights upside down", LOOP, "run.point.energy - point.energy)", "point.energy - run.point.energy)", NOISE_PATH
+    ),
+    Mutation(
+        "particles are never moved",
+        LOOP,
+        "run.point = path.after(",
+        "path.after(",
+        law(test_smc.test_particles_are_moved_apart_after_resampling),
+    ),
+    Mutation(
+        "weights are dropped at the end",
+        RUNS,
+        "run.point = run.point.select(run.cloud.resample(request.generator))",
+        "pass",
+        law(test_smc.test_the_last_weights_are_used),
+        "if sampler.resample",
+    ),
+    Mutation(
+        "static factors at full strength from the start",
+        PATH,
+        "(factor, exponent * Exponent(weight))",
+        "(factor, exponent)",
+        law(test_smc.test_a_quotient_that_is_improper_at_large_sigma_is_sampled_right),
+    ),
+    Mutation(
+        "a start in one of the modes",
+        PATH,
+        "best[3] * factor**2 < 1 / 9",
+        "True",
+        law(test_smc.test_separate_modes_stay_in_view, 2, 3.0, 0.3),
+    ),
+    Mutation(
+        "edges are searched for ever",
+        LOOP,
+        "stubborn >= 2",
+        "stubborn >= 99",
+        law(test_smc.test_hard_edges_do_not_cost_a_search),
+    ),
+    Mutation(
+        "dead particles come back to life",
+        LOOP,
+        "torch.where(dead, -torch.inf, run.point.energy - point.energy)",
+        "run.point.energy - point.energy",
+        law(test_smc.test_particles_that_died_stay_dead),
+    ),
+    Mutation(
+        "members of a sum weigh what is written",
+        RUNS,
+        "[w + _known_log_z(d) for",
+        "[w for",
+        law(test_smc.test_sums_keep_the_weights_of_their_members, "p + p q"),
+    ),
+    Mutation(
+        "weights of a sum are dropped",
+        RUNS,
+        "[w + _known_log_z(d) for",
+        "[_known_log_z(d) for",
+        law(test_smc.test_sums_keep_the_weights_of_their_members, "of callables on the noise path"),
+    ),
+    Mutation(
+        "tails are not looked at",
+        RUNS,
+        "if bool(heavy.any()):",
+        "if False:",
+        law(test_smc.test_densities_without_an_integral_are_refused, "mixtures whose tails cancel"),
+    ),
+    Mutation(
+        "tails are looked at, not counted",
+        RUNS,
+        "view.at(None).energy(mean + r * rays)",
+        "view.term._energy(view.unravel(mean + r * rays), None)",
+        law(test_smc.test_every_evaluation_is_counted),
+    ),
+    Mutation(
+        "a generator that is not restored",
+        RUNS,
+        'request.generator.set_state(tensors["generator"])',
+        "pass",
+        law(resumes, "noise"),
+    ),
+    Mutation(
+        "resuming from the first candidate",
+        RUNS,
+        ".index(base.key())",
+        ".index(base.key()) * 0",
+        law(resumes, "exact start from the second candidate"),
+    ),
+    Mutation(
+        "checkpoints of any target",
+        "boltzmix.compose.samplers.base",
+        '"target": digest.hexdigest()[:16]',
+        '"target": 0',
+        law(lambda: foreign()),
+    ),
+    Mutation(
+        "strata that share a checkpoint", RUNS, 'file.with_name(f"{file.name}.{index}")', "file", law(resumes, "a sum")
+    ),
+    Mutation(
+        "networks are left in evaluation mode",
+        "boltzmix.compose.samplers.base",
+        "module.training = mode",
+        "pass",
+        law(test_smc.test_networks_run_in_evaluation_mode_with_frozen_parameters_and_get_both_back),
+    ),
+    Mutation(
+        "annealed Langevin with a step linear in sigma",
+        RUNS,
+        "power = 1 if isinstance(plan.kernel, HMC) else 2",
+        "power = 1",
+        law(test_smc.test_annealed_langevin_scales_its_step_with_the_noise),
+    ),
+    Mutation(
+        "unstable steps throw chains to infinity",
+        KERNEL,
+        "good = good & (log_ratio > -100.0 - state.x.shape[1])",
+        "pass",
+        law(lambda: stable()),
+    ),
+    Mutation(
+        "Heun is Euler",
+        REVERSE,
+        "slope = -0.5 * (sigma * score + following * second)",
+        "slope = -sigma * score",
+        law(test_smc.test_reverse_solvers_have_their_order, "heun", 2),
+    ),
+    Mutation(
+        "multistep is one step",
+        REVERSE,
+        "blended = (1 + 0.5 * ratio) * denoised - 0.5 * ratio * previous[0]",
+        "blended = denoised",
+        law(test_smc.test_reverse_solvers_have_their_order, "dpmpp", 2),
+    ),
+    Mutation(
+        "DDPM with too much noise",
+        REVERSE,
+        "(following**2 * (1.0 - share)) ** 0.5",
+        "following",
+        law(test_smc.test_reverse_solvers_converge_to_the_mixture, "ddpm"),
+    ),
+    Mutation(
+        "reverse diffusion forgets the data's spread",
+        REVERSE,
+        'view.term.path == "noised" and view.names is None',
+        "False",
+        law(test_smc.test_reverse_starts_with_the_spread_of_the_data),
+    ),
+    Mutation(
+        "calibration with the wrong sign",
+        CALIBRATION,
+        "energy + self.offset",
+        "energy - self.offset",
+        law(test_smc.test_calibrated_energies_are_normalised_at_every_level_and_mixtures_of_them_keep_their_weights),
+    ),
+    Mutation(
+        "calibration knows only its path's levels",
+        CALIBRATION,
+        "found += _above(path, n, generator)",
+        "pass",
+        law(test_smc.test_calibrated_energies_are_normalised_at_every_level_and_mixtures_of_them_keep_their_weights),
+    ),
+    Mutation(
+        "dual averaging with the wrong sign",
+        CHAINS,
+        "(self.goal - acceptance - self.error)",
+        "(acceptance - self.goal - self.error)",
+        law(test_mcmc.test_moments_are_right_and_the_step_size_hits_its_target, MALA(), 500, 1500),
+    ),
+    Mutation(
+        "one step size for all chains from the start",
+        CHAINS,
+        "if shared:",
+        "if True:",
+        law(test_mcmc.test_one_chain_in_the_tails_does_not_freeze_the_others),
+    ),
+    Mutation(
+        "thinning off by one", CHAINS, "== self.thin - 1", "== 0", law(test_mcmc.test_thinning_keeps_every_kth_draw)
+    ),
+    Mutation(
+        "R-hat without folding",
+        DIAGNOSTICS,
+        "max(_rhat(_rank_normalize(split)), _rhat(_rank_normalize(folded)))",
+        "_rhat(_rank_normalize(split))",
+        law(test_diagnostics.test_rhat_sees_different_means_and_different_scales),
+    ),
+    Mutation(
+        "the size of chains without their disagreement",
+        DIAGNOSTICS,
+        "total = total + c.mean(1).var()",
+        "pass",
+        law(test_diagnostics.test_agrees_with_arviz, "chains that disagree"),
+    ),
+    Mutation(
+        "unadjusted kernels under weights",
+        RUNS,
+        "elif weigh:",
+        "elif False:",
+        law(test_wrong_sampler_calls.test_wrong_calls_say_what_to_do, "an unadjusted kernel for SMC"),
+    ),
+]
+
+
+def stable():
+    """Few levels and an adapted unadjusted kernel: the cloud stays where its density is."""
+    from boltzmix.compose.sample import sample
+
+    draw = sample(test_smc.score_of(test_smc.P), 300, sampler=Annealed(levels=6, kernel=UHMC(num_leapfrog=5)), seed=39)
+    assert float(draw.x.abs().max()) < 40
+
+
+def foreign():
+    """Another target's checkpoint is refused."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        save = base.Checkpoint.save
+        patch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
+        test_smc.test_checkpoints_of_other_runs_and_damaged_ones_are_refused(Path(folder), None)
+
+
+@pytest.mark.parametrize("mutation", [*KERNELS, *SAMPLERS], ids=lambda m: m.name)
+@pytest.mark.filterwarnings("ignore")
+def test_noticed(mutation):
+    verify(mutation)
