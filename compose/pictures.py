@@ -145,13 +145,7 @@ def animate_states(
     else:
         pictures = _sheet_frames(kept, limits, title, most, size)
     images = [Image.fromarray(p) for p in pictures]
-    # one palette for all frames, from a few of them: colours do not flicker, and early frames keep theirs
-    some = images[:: max(1, len(images) // 6)] + images[-1:]
-    montage = Image.new("RGB", (images[0].width, images[0].height * len(some)))
-    for k, image in enumerate(some):
-        montage.paste(image, (0, k * image.height))
-    palette = montage.quantize(64)
-    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    images = _same_palette(images)
     each = max(20, round(1000 * seconds / len(images)))
     buffer = io.BytesIO()
     images[0].save(
@@ -372,6 +366,20 @@ def _sheet_frames(frames: list[Tensor], limits: Range | None, title: str | None,
             pixels = torch.cat([_pixels(band), pixels])
         pictures.append(pixels.numpy())
     return pictures
+
+
+def _same_palette(images: list[Any]) -> list[Any]:
+    """Indexed images of one palette, so that colours do not flicker: all greys, or colours from some of the frames."""
+    from PIL import Image
+
+    if all((picture == picture[..., :1]).all() for picture in map(_pixels, images)):
+        return [image.convert("L") for image in images]
+    some = images[:: max(1, len(images) // 6)] + images[-1:]
+    montage = Image.new("RGB", (images[0].width, images[0].height * len(some)))
+    for k, image in enumerate(some):
+        montage.paste(image, (0, k * image.height))
+    palette = montage.quantize(128)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
 
 
 def _pixels(image: Any) -> Tensor:

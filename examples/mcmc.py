@@ -6,7 +6,6 @@ Run it: python examples/mcmc.py
 import torch
 
 import boltzmix as bm
-from boltzmix.compose.kernels import Tune
 
 
 def log_density(x: torch.Tensor) -> torch.Tensor:
@@ -23,10 +22,10 @@ print(f"R-hat {float(bm.rhat(draw.x).max()):.3f}, effective draws {float(bm.ess(
 assert draw.x.mean((0, 1)).abs().max() < 0.2
 
 # The loop is public: a kernel, a flat target, and three lines.
-target, kernel, generator = bm.ravel(ring), bm.MALA(), torch.Generator().manual_seed(0)
-state, tune = kernel.init(target, torch.randn(500, 2, generator=generator)), Tune(torch.tensor(0.3))
+target, kernel, generator = bm.ravel(ring), bm.MALA(step_size=0.3), torch.Generator().manual_seed(0)
+state = kernel.init(target, torch.randn(500, 2, generator=generator))
 for _ in range(500):
-    state, info = kernel.step(target, state, tune, kernel.noise(state, generator))
+    state, info = kernel.step(target, state, kernel.tune(), kernel.noise(state, generator))
 print(f"MALA by hand: acceptance {info.acceptance.mean():.2f}, mean radius {state.x.norm(dim=1).mean():.2f}")
 
 # Without chains=, a static density is drawn by SMC, which also says what it integrates to.
