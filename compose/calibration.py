@@ -20,7 +20,8 @@ from boltzmix.compose.flat import device_of
 from boltzmix.compose.samplers.anneal import begin, descend
 from boltzmix.compose.samplers.base import Request, frozen
 from boltzmix.compose.samplers.path import NoisePath, gaussian_draws
-from boltzmix.compose.samplers.smc import SMC, _warn_if_collapsed, choose_path
+from boltzmix.compose.samplers.smc import SMC, warn_if_collapsed
+from boltzmix.compose.samplers.start import choose_path
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import State
 from boltzmix.compose.wrappers import Wrapper
@@ -102,13 +103,13 @@ def calibrate(term: Term, n: int = 2000, *, seed: int = 0, cess: float = 0.98) -
     generator = torch.Generator(device=device_of(term)).manual_seed(seed)
     request = Request(term, n, generator, seed, "calibration", progress=False)
     with frozen(term), torch.no_grad():
-        path, _, _ = choose_path(sampler, request.view(), request)
+        path, _, _ = choose_path(request.view(), request, "noise")
         assert isinstance(path, NoisePath)
         plan = replace(sampler._plan(), longest=1 / 48)  # c(σ) is wanted between the levels too
         run = begin(path, plan, n, generator)
         found = [(path.describe(0.0)["sigma"], run.cloud.log_z)]
         descend(path, plan, run, generator, save=lambda r: found.append((path.describe(r.u)["sigma"], r.cloud.log_z)))
-        _warn_if_collapsed(sampler, run)
+        warn_if_collapsed(sampler, run)
         found += _above(path, n, generator)
     found.sort()
     return Calibrated(term, [s for s, _ in found], [z for _, z in found], run.cloud.log_z_se())

@@ -22,7 +22,7 @@ from boltzmix.compose.flat import FlatView
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
-from boltzmix.compose.samplers.smc import run_strata
+from boltzmix.compose.samplers.sums import run_strata
 from boltzmix.compose.term import check_levels
 
 _SOLVERS = ("heun", "ddim", "ddpm", "dpmpp")

@@ -1,0 +1,202 @@
+"""Where a run starts: exact draws of a factor, the top of the noise levels, or a fitted Gaussian."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.compose.errors import MissingEnergy, NotNormalizable, ScopeError
+from boltzmix.compose.flat import FlatView, require_energy
+from boltzmix.compose.gaussian import Gaussian
+from boltzmix.compose.kernels.hmc import HMC
+from boltzmix.compose.mixture import Mixture
+from boltzmix.compose.product import Product, scope_names, unite
+from boltzmix.compose.samplers.anneal import Plan, begin, descend, move
+from boltzmix.compose.samplers.base import Request
+from boltzmix.compose.samplers.path import (
+    NoisePath,
+    Path,
+    TemperedPath,
+    effective_fraction,
+    noise_path,
+    strengths,
+)
+from boltzmix.compose.term import Term
+from boltzmix.compose.variable import describe_variables
+
+_PROBES = 256
+
+
+def choose_path(view: FlatView, request: Request, wanted: str = "auto", weigh: bool = True) -> tuple[Path, str, str]:
+    """The path, its name, and why it was taken; without weights, exact starts make no sense."""
+    term = view.term
+    probes = _PROBES if request.n >= 64 else max(32, request.n)
+    if isinstance(request.init, Term):
+        if wanted == "noise":
+            raise ValueError("path='noise' finds its own start; leave out init=, or use path='geometric' with it")
+        base = _check_init(view, request.init)
+        return tempered(view, base), "geometric", f"on a geometric path from {base.name()}, given as init"
+    if wanted in ("auto", "exact-start") and weigh and view.dim == view.full_dim:
+        found = _exact_start(view, request, probes, 0.0 if wanted == "exact-start" else 0.05)
+        if found is not None:
+            base, share = found
+            return tempered(view, base), "exact-start", f"starts from exact draws of {base.name()} (ESS {share:.0%})"
+        if wanted == "exact-start":
+            raise ValueError(
+                f"path='exact-start' needs a normalised factor with exponent >= 1 that can be sampled exactly; "
+                f"{term.name()} has none"
+            )
+    if wanted in ("auto", "noise") and term.path != "static":
+        moved = view.as_product()
+        if not moved.per_row:
+            path = noise_path(moved, request.generator, probes)
+        else:
+            path = _row_path(moved, request)
+        return (
+            path,
+            "noise",
+            f"follows the noise levels from sigma={path.sigma:.3g}"
+            + ("; static factors and improper quotients enter with a rising weight" if path.late else ""),
+        )
+    if wanted == "noise":
+        raise ValueError(f"path='noise' needs a factor that changes with sigma; {term.name()} is static")
+    if not view.has_energy:
+        raise MissingEnergy(
+            f"{term.name()} is static and score-only: it has no path to follow. Run MCMC(UHMC(step_size=…)) on it"
+        )
+    reference = _reference(view, request)
+    return tempered(view, reference), "geometric", "static terms, on a geometric path from a Gaussian fitted by a pilot"
+
+
+def _row_path(view: FlatView, request: Request) -> NoisePath:
+    """A start for targets that differ by row: the top of the range, centred by one evaluation."""
+    sigma = min(view.term.sigma_range[1], 80.0)
+    total = strengths(view, sigma).to(view.dtype)
+    if not bool((total > 0).all()):
+        raise NotNormalizable(
+            f"{view.term.name()} has a total exponent of {float(total.min()):g}: no level where its path could start"
+        )
+    variance = sigma**2 / total
+    origin = torch.zeros(request.n, view.dim, dtype=view.dtype, device=view.device)
+    mean = (variance * view.at(sigma).score(origin)).mean(0)
+    return NoisePath(view, sigma, mean, variance, late=False)
+
+
+def candidates(term: Term) -> list[Term]:
+    """Normalised factors with exponent ≥ 1 that can be sampled exactly, and the term itself."""
+    if isinstance(term, Mixture) and term.samplable and not term.normalized:
+        total = math.log(math.fsum(term.weights()))
+        return [Mixture(term._terms(), [w - total for w in term.log_weights])]
+    if term.samplable and term.normalized:
+        return [term]
+    if not isinstance(term, Product):
+        return []
+    found = []
+    for factor, exponent in term.pairs():
+        constant = exponent.constant
+        whole = factor.variables == term.variables
+        if constant is not None and constant >= 1 and factor.samplable and factor.normalized and whole:
+            found.append(factor)
+    return found
+
+
+def _exact_start(view: FlatView, request: Request, probes: int, least: float) -> tuple[Term, float] | None:
+    best: tuple[Term, float] | None = None
+    for base in candidates(view.term):
+        x = view.ravel(_cast(base.sample(probes, request.generator), view))
+        energy = view.at(None).energy(x)
+        with torch.no_grad():
+            own = base._energy(view.unravel(x), None)
+        share = effective_fraction(own - energy)
+        if share >= least and (best is None or share > best[1]):
+            best = (base, share)
+    return best
+
+
+def _cast(x: Any, view: FlatView) -> Any:
+    if isinstance(x, Tensor):
+        return x.to(dtype=view.dtype, device=view.device)
+    return {name: t.to(dtype=view.dtype, device=view.device) for name, t in x.items()}
+
+
+def tempered(view: FlatView, base: Term) -> TemperedPath:
+    """The geometric path from a normalised term that can be sampled."""
+    rows_each = base._rows()
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        view.counter.network_rows += x.shape[0] * rows_each
+        with torch.no_grad():
+            energy, score = base._energy_and_score(view.unravel(x), None)
+        return energy, view.ravel(score)
+
+    def draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        x = view.ravel(_cast(base.sample(n, generator), view))
+        with torch.no_grad():
+            return x, -base._energy(view.unravel(x), None)
+
+    path = TemperedPath(view, evaluate, draw)
+    path.base_term = base  # pyright: ignore[reportAttributeAccessIssue]
+    return path
+
+
+class FlatGaussian(Term):
+    """A Gaussian over the flat coordinates of a view, as a base for a geometric path."""
+
+    samplable = True
+    normalized = True
+
+    def __init__(self, view: FlatView, gaussian: Gaussian) -> None:
+        super().__init__()
+        self.variables = view.term.variables
+        self.gaussian = gaussian
+        self._view = view
+
+    def _energy_and_score(self, x: Any, sigma: Any) -> tuple[Tensor, Any]:
+        energy, score = self.gaussian._energy_and_score(self._view.ravel(x), None)
+        return energy, self._view.unravel(score)
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Any:
+        return self._view.unravel(self.gaussian.sample(n, generator).to(self._view.dtype))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def name(self) -> str:
+        return "a fitted Gaussian"
+
+
+def _check_init(view: FlatView, init: Term) -> Term:
+    """A term to start from: normalised, sampled exactly, over the target's variables."""
+    if not (init.samplable and init.normalized):
+        raise TypeError(
+            f"init as a term is where the path starts: it must be normalised and sampled exactly, {init.name()} is "
+            f"{'not normalised' if init.samplable else 'not sampled exactly'}; use a Gaussian"
+        )
+    if scope_names(init) != scope_names(view.term):
+        raise ScopeError(
+            f"init is over {describe_variables(init.variables)} and the target over "
+            f"{describe_variables(view.term.variables)}"
+        )
+    unite([init.variables, view.term.variables])
+    require_energy(view, "a path from init")
+    if view.dim != view.full_dim:
+        raise ValueError("init= and a Clamp do not go together: the start would not respect the clamped coordinates")
+    return init
+
+
+def _reference(view: FlatView, request: Request) -> Term:
+    """A Gaussian matched to a short pilot run, with its covariance inflated."""
+    zero = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
+    broad = FlatGaussian(view, Gaussian(zero, 25.0))
+    size = min(512, max(128, request.n))
+    pilot = Plan(HMC(num_leapfrog=3), cess=0.9, max_levels=400)
+    path = tempered(view, broad)
+    run = descend(path, pilot, begin(path, pilot, size, request.generator), request.generator)
+    run.point = run.point.select(run.cloud.resample(request.generator))
+    move(path, pilot, run, request.generator, 5)
+    x = run.point.x
+    mean, centred = x.mean(0), x - x.mean(0)
+    if size >= 4 * view.dim:
+        covariance = 1.5 * centred.mT @ centred / (size - 1)
+        covariance = 0.95 * covariance + 0.05 * torch.diag(covariance.diag())
+    else:
+        covariance = 1.5 * centred.var(0).clamp(min=1e-12)
+    return FlatGaussian(view, Gaussian(mean, covariance))
