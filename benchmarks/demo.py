@@ -12,9 +12,10 @@ figures stand for it: how many draws a classifier that never saw them recognises
 the nearest training digit, beside those of held-out real digits.
 
 The galleries differ in their sampler, and no panel has a setting of its own. The plane takes ``SMC`` with its defaults.
-Digits take ``Annealed``: in 64 dimensions with 64 particles SMC's resampling leaves descendants of very few (measured:
-all 64 draws of the unconditional model were sevens with a quarter of the real digits' spread), and completing a
-different digit in every row makes every row a target of its own, over which weights cannot be compared.
+Digits take ``Annealed``: in 64 dimensions with 48 particles SMC's resampling leaves descendants of very few. Measured
+on the unconditional model: with ``SMC()`` all 48 draws were ones with a sixth of the real digits' spread, after 1,084
+evaluations; with ``Annealed`` all ten classes came, with 0.94 of the spread, after 261. And completing a different
+digit in every row makes every row a target of its own, over which weights cannot be compared.
 """
 
 import json

@@ -27,6 +27,8 @@ from boltzmix.compose.kernels.base import Kernel, State, Tune, draw_noise
 from boltzmix.compose.samplers.particles import Cloud
 from boltzmix.compose.samplers.path import NoisePath, Path, Point, strengths
 
+_PROBES = 512
+
 
 @dataclass
 class Plan:
@@ -207,11 +209,12 @@ def _advance(path: Path, plan: Plan, run: Descent) -> float:
 def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
     """The step in u is controlled so that −log of the conditional fraction stays near its aim.
 
-    The full evaluation at the next level is itself the probe; a level that turns out much too bold is
-    given up, its evaluations counted, and a shorter one tried.
+    On the noise path, where every look at another level is an evaluation, a few hundred of many particles
+    look first. A level that turns out much too bold all the same is given up, its evaluations counted, and
+    a shorter one tried.
     """
     aim = -math.log(plan.cess)
-    step, before, stubborn = min(run.increment, plan.longest), math.inf, 0
+    step, before, stubborn = _probed(path, plan, run, aim), math.inf, 0
     for _ in range(40):
         following = min(1.0, run.u + step)
         point, increments = _carry(path, run, following)
@@ -240,23 +243,44 @@ def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
     return conditional  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-def _carry(path: Path, run: Descent, following: float) -> tuple[Point, Tensor]:
-    """The particles at the next level, contracted where that helps, and their log-weight increments."""
+def _probed(path: Path, plan: Plan, run: Descent, aim: float) -> float:
+    """A step in u whose cost is near its aim, judged by some particles; the predicted one where all must look."""
+    step, n = min(run.increment, plan.longest), len(run.point.x)
+    if not isinstance(path, NoisePath) or n < 4 * _PROBES:
+        return step
+    rows = torch.arange(_PROBES, device=run.point.x.device) * (n // _PROBES)
+    for _ in range(4):
+        following = min(1.0, run.u + step)
+        conditional = run.cloud.conditional_ess(_carry(path, run, following, rows)[1], rows)
+        cost = -math.log(conditional) if conditional > 0 else math.inf
+        if cost <= 1.2 * aim and (cost >= 0.7 * aim or following == 1.0 or step == plan.longest):
+            break
+        change = math.sqrt(aim / max(cost, 1e-12)) if math.isfinite(cost) else 0.2
+        step = min((following - run.u) * min(3.0, max(0.3, change)), plan.longest)
+    return step
+
+
+def _carry(path: Path, run: Descent, following: float, rows: Tensor | None = None) -> tuple[Point, Tensor]:
+    """Particles (all, or ``rows``) at the next level, contracted where that helps, and their log-weight increments."""
     n, dim = run.point.x.shape
     if not isinstance(path, NoisePath) or path.late or path.view.per_row or n < 64:
-        point = path.shift(run.point, following)
-        return point, _increments(run, point)
+        here = run.point if rows is None else run.point.select(rows)
+        point = path.shift(here, following)
+        return point, _increments(run, here, point, rows)
     now, then = path.level(run.u) or 0.0, path.level(following) or 0.0
     loss = (now**2 - then**2) / strengths(path.view, now)
     x, log_det = contract(run.point.x, run.cloud.weights, loss, n < 16 * dim, halves(run.cloud))
-    point = path.evaluate(x, following)
-    return point, _increments(run, point) + log_det
+    if rows is None:
+        point = path.evaluate(x, following)
+        return point, _increments(run, run.point, point) + log_det
+    point = path.evaluate(x[rows], following)
+    return point, _increments(run, run.point.select(rows), point, rows) + log_det[rows]
 
 
-def _increments(run: Descent, point: Point) -> Tensor:
+def _increments(run: Descent, here: Point, point: Point, rows: Tensor | None = None) -> Tensor:
     """Log-ratios of the next density to the present one; particles of zero weight keep it."""
-    dead = run.cloud.log_weights == -torch.inf
-    return torch.where(dead, -torch.inf, run.point.energy - point.energy)
+    weights = run.cloud.log_weights if rows is None else run.cloud.log_weights[rows]
+    return torch.where(weights == -torch.inf, -torch.inf, here.energy - point.energy)
 
 
 def halves(cloud: Cloud) -> Tensor:

@@ -38,13 +38,15 @@ class Cloud:
         self.log_z += float(norm)
         self.log_weights = total - norm
 
-    def conditional_ess(self, increments: Tensor) -> float:
-        """(Σ W w)² / Σ W w² for incremental weights w: 1 when they are all equal, 0 when none is finite."""
-        if bool(torch.isnan(increments).any()):
-            increments = torch.where(torch.isnan(increments), -torch.inf, increments)
-        logs = increments.double()
-        first = (self.log_weights + logs).logsumexp(0)
-        second = (self.log_weights + 2 * logs).logsumexp(0)
+    def conditional_ess(self, increments: Tensor, rows: Tensor | None = None) -> float:
+        """(Σ W w)² / Σ W w² for incremental weights w, of all particles or of ``rows``.
+
+        1 when they are all equal, 0 when none is finite.
+        """
+        weights = self.log_weights if rows is None else self.log_weights[rows] - self.log_weights[rows].logsumexp(0)
+        logs = torch.where(torch.isnan(increments), -torch.inf, increments).double()
+        first = (weights + logs).logsumexp(0)
+        second = (weights + 2 * logs).logsumexp(0)
         value = float((2 * first - second).exp())
         return value if math.isfinite(value) else 0.0
 

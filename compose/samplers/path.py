@@ -292,6 +292,14 @@ def noise_path(view: FlatView, generator: torch.Generator | None, probes: int) -
     return NoisePath(view, sigma, best[0], best[1], late)
 
 
+def has_noise_path(view: FlatView) -> bool:
+    """Whether the noised factors alone hold every variable at large σ, without static factors and quotients."""
+    view = view.as_product()
+    top = min(view.term.sigma_range[1], 1e3)
+    moving = _with_late_factors(view, lambda sigma: torch.zeros_like(sigma))
+    return bool((strengths(moving, top) > 0).all())
+
+
 def _fit_start(
     view: FlatView, sigma: float, mean: Tensor, generator: torch.Generator | None, probes: int
 ) -> tuple[Tensor, Tensor, float, float]:

@@ -323,7 +323,7 @@ def warn_if_collapsed(sampler: SMC, run: Descent) -> None:
     n = len(run.point.x)
     families = len(run.cloud.ancestors.unique())
     lowest = min((r["ess"] for r in run.levels), default=1.0)
-    if n >= 50 and (families < 0.02 * n or lowest < 0.02 or run.cloud.ess < 0.02 * n):
+    if n >= 10 and (families < max(2, 0.02 * n) or lowest < 0.02 or run.cloud.ess < 0.02 * n):
         warnings.warn(
             f"{type(sampler).__name__}: weights collapsed ({families} of {n} first ancestors left, effective size "
             f"down to {lowest:.1%}). Masses of modes and log Z are unreliable: use more particles or cess closer to 1; "

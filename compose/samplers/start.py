@@ -19,6 +19,7 @@ from boltzmix.compose.samplers.path import (
     Path,
     TemperedPath,
     effective_fraction,
+    has_noise_path,
     noise_path,
     strengths,
 )
@@ -47,7 +48,8 @@ def choose_path(view: FlatView, request: Request, wanted: str = "auto", weigh: b
                 f"path='exact-start' needs a normalised factor with exponent >= 1 that can be sampled exactly; "
                 f"{term.name()} has none"
             )
-    if wanted in ("auto", "noise") and term.path != "static":
+    covered = wanted == "noise" or not view.has_energy or has_noise_path(view)
+    if wanted in ("auto", "noise") and term.path != "static" and covered:
         moved = view.as_product()
         if not moved.per_row:
             path = noise_path(moved, request.generator, probes)
@@ -66,7 +68,8 @@ def choose_path(view: FlatView, request: Request, wanted: str = "auto", weigh: b
             f"{term.name()} is static and score-only: it has no path to follow. Run MCMC(UHMC(step_size=…)) on it"
         )
     reference = _reference(view, request)
-    return tempered(view, reference), "geometric", "static terms, on a geometric path from a Gaussian fitted by a pilot"
+    what = "static terms" if term.path == "static" else "a variable has no noised prior"
+    return tempered(view, reference), "geometric", f"{what}: on a geometric path from a Gaussian fitted by a pilot"
 
 
 def _row_path(view: FlatView, request: Request) -> NoisePath:

@@ -72,10 +72,10 @@ def run_sum(
         counts = _allocate(shares, n, request.generator)
         chosen = []
         for k, state in enumerate(states):
-            order = torch.randperm(len(state), generator=request.generator)
+            order = torch.randperm(len(state), generator=request.generator, device=state.device)
             repeats = -(-int(counts[k]) // len(state)) if len(state) else 0
             chosen.append(state[torch.cat([order] * max(repeats, 1))[: int(counts[k])]])
-        x, log_weights = torch.cat(chosen), zeros(n, pool)
+        x, log_weights = _shuffled(torch.cat(chosen), request.generator), zeros(n, pool)
     else:
         x, log_weights = pool, (weights.log() + math.log(len(pool))).to(pool)
     spent = sum(d.info.evaluations * s for d, s in zip(draws, sizes, strict=True))
@@ -119,6 +119,8 @@ def run_strata(sampler: Sampler, request: Request) -> Draw:
             draws.append(sampler.run(replace_request(request, member, size, k)))
     view = request.view()
     x = torch.cat([view.ravel(d.x) for d in draws])
+    if not view.per_row:
+        x = _shuffled(x, request.generator)
     info = new_info(sampler, request)
     info.reason = f"{request.reason}; a mixture of score-only members, {counts.tolist()} draws from each"
     info.evaluations = sum(d.info.evaluations * len(d) for d in draws) / request.n
@@ -139,6 +141,11 @@ def replace_request(request: Request, term: Term, n: int, index: int) -> Request
 def _allocate(shares: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     """Counts that add up to n, within one of n·share, unbiased."""
     return torch.bincount(systematic(shares, n, generator).cpu(), minlength=len(shares))
+
+
+def _shuffled(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Rows in random order, so that the first k are a fair subset of all members."""
+    return x[torch.randperm(len(x), generator=generator, device=x.device)]
 
 
 def _known_log_z(draw: Draw) -> float:

@@ -120,8 +120,8 @@ def test_static_factors_come_in_with_a_rising_weight():
 def test_a_quotient_that_is_improper_at_large_sigma_is_sampled_right():
     p, q = Gaussian(torch.zeros(1), 1.0), Gaussian(torch.zeros(1), 16.0)
     exact, truth = gaussian_product([(p, 1.0), (q, -2.0)])
-    for target in (p / q**2, function(p) / function(q) ** 2):
-        draw = sample(target, 8000, seed=4)
+    for target, sampler in ((p / q**2, SMC()), (function(p) / function(q) ** 2, SMC(path="noise"))):
+        draw = sample(target, 8000, sampler=sampler, seed=4)
         check_evidence(draw, truth)
         variance = float(exact.covariance)
         assert abs(float((draw.x**2).mean()) / variance - 1) < 4.5 * math.sqrt(2 / 4000)
@@ -900,3 +900,19 @@ def test_calibration_refuses_what_it_cannot_do():
 def test_smc_keeps_its_target_when_the_kernel_has_a_fixed_step():
     draw = sample(function(P) * function(Q), 3000, sampler=SMC(path="noise", kernel=HMC(step_size=0.3)), seed=43)
     assert abs(draw.log_z - LOG_PQ) < 3.5 * draw.log_z_se
+
+
+def test_a_variable_without_a_noised_prior_is_reached_by_a_geometric_path():
+    prior = Gaussian(torch.zeros(1), 1.0).on("a")
+    link = term(lambda s: 2.0 * ((s["b"] - s["a"]) ** 2).sum(-1), kind="energy", event_shape={"a": 1, "b": 1})
+    draw = sample(prior * link, 8000, seed=0)
+    assert draw.info.path == "geometric"
+    check_evidence(draw, 0.5 * math.log(math.pi / 2))
+    assert abs(float((draw.x["b"] ** 2).mean()) / 1.25 - 1) < 4.5 * math.sqrt(2 / 4000)
+
+
+def test_draws_of_a_sum_are_in_random_order():
+    p, q = Gaussian(torch.full((1,), -5.0), 1.0), Gaussian(torch.full((1,), 5.0), 1.0)
+    for target, sampler in ((mixture([function(p), function(q)]), SMC()),):
+        draw = sample(target, 2000, sampler=sampler, seed=0)
+        assert abs(float((draw.x[:200] < 0).double().mean()) - 0.5) < 4.5 * math.sqrt(0.25 / 200)

@@ -16,6 +16,7 @@ KERNEL, HMC_, LANGEVIN = (f"boltzmix.compose.kernels.{m}" for m in ("base", "hmc
 LOOP, CLOUD, PATH, RUNS, CHAINS, REVERSE = (
     f"boltzmix.compose.samplers.{m}" for m in ("anneal", "particles", "path", "smc", "mcmc", "reverse")
 )
+SUMS, PROPER, RESUME = (f"boltzmix.compose.samplers.{m}" for m in ("sums", "proper", "resume"))
 CALIBRATION, DIAGNOSTICS, FLAT = (f"boltzmix.compose.{m}" for m in ("calibration", "diagnostics", "flat"))
 
 
@@ -178,7 +179,13 @@ KERNELS = [
 ]
 
 SAMPLERS = [
-    Mutation("a dropped Jacobian", LOOP, "_increments(run, point) + log_det", "_increments(run, point)", NOISE_PATH),
+    Mutation(
+        "a dropped Jacobian",
+        LOOP,
+        "_increments(run, run.point, point) + log_det",
+        "_increments(run, run.point, point)",
+        NOISE_PATH,
+    ),
     Mutation(
         "a contraction fitted on the particles that it moves",
         LOOP,
@@ -216,9 +223,7 @@ SAMPLERS = [
         law(test_smc.test_adaptive_levels_have_an_honest_error_bar),
     ),
     Mutation("weights that are not normalised", CLOUD, "total - norm", "total", NOISE_PATH),
-    Mutation(
-        "weights upside down", LOOP, "run.point.energy - point.energy)", "point.energy - run.point.energy)", NOISE_PATH
-    ),
+    Mutation("weights upside down", LOOP, "here.energy - point.energy)", "point.energy - here.energy)", NOISE_PATH),
     Mutation(
         "particles are never moved",
         LOOP,
@@ -258,48 +263,48 @@ SAMPLERS = [
     Mutation(
         "dead particles come back to life",
         LOOP,
-        "torch.where(dead, -torch.inf, run.point.energy - point.energy)",
-        "run.point.energy - point.energy",
+        "torch.where(weights == -torch.inf, -torch.inf, here.energy - point.energy)",
+        "here.energy - point.energy",
         law(test_smc.test_particles_that_died_stay_dead),
     ),
     Mutation(
         "members of a sum weigh what is written",
-        RUNS,
+        SUMS,
         "[w + _known_log_z(d) for",
         "[w for",
         law(test_smc.test_sums_keep_the_weights_of_their_members, "p + p q"),
     ),
     Mutation(
         "weights of a sum are dropped",
-        RUNS,
+        SUMS,
         "[w + _known_log_z(d) for",
         "[_known_log_z(d) for",
         law(test_smc.test_sums_keep_the_weights_of_their_members, "of callables on the noise path"),
     ),
     Mutation(
         "tails are not looked at",
-        RUNS,
+        PROPER,
         "if bool(heavy.any()):",
         "if False:",
         law(test_smc.test_densities_without_an_integral_are_refused, "mixtures whose tails cancel"),
     ),
     Mutation(
         "tails are looked at, not counted",
-        RUNS,
+        PROPER,
         "view.at(None).energy(mean + r * rays)",
         "view.term._energy(view.unravel(mean + r * rays), None)",
         law(test_smc.test_every_evaluation_is_counted),
     ),
     Mutation(
         "a generator that is not restored",
-        RUNS,
+        RESUME,
         'request.generator.set_state(tensors["generator"])',
         "pass",
         law(resumes, "noise"),
     ),
     Mutation(
         "resuming from the first candidate",
-        RUNS,
+        RESUME,
         ".index(base.key())",
         ".index(base.key()) * 0",
         law(resumes, "exact start from the second candidate"),
@@ -312,7 +317,7 @@ SAMPLERS = [
         law(lambda: foreign()),
     ),
     Mutation(
-        "strata that share a checkpoint", RUNS, 'file.with_name(f"{file.name}.{index}")', "file", law(resumes, "a sum")
+        "strata that share a checkpoint", SUMS, 'file.with_name(f"{file.name}.{index}")', "file", law(resumes, "a sum")
     ),
     Mutation(
         "networks are left in evaluation mode",
