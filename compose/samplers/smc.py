@@ -66,7 +66,7 @@ class SMC(Sampler):
 
     Example:
         >>> import torch
-        >>> from boltzmix.compose.sample import sample
+        >>> from boltzmix.compose import Gaussian, sample
         >>> p, q = Gaussian(torch.zeros(2), 1.0), Gaussian(torch.ones(2), 1.0)
         >>> draw = sample(p * q, 500, sampler=SMC(), seed=0)
         >>> tuple(draw.x.shape)
