@@ -89,6 +89,8 @@ def sample(
         raise TypeError(
             f"init for {type(sampler).__name__} is a normalised term to start from, got {type(init).__name__}"
         )
+    if checkpoint is not None and seed is None and not isinstance(sampler, Reverse):
+        raise ValueError("checkpoint= resumes a run of the same seed: pass seed=, a run without one cannot be resumed")
     generator, number = as_generator(seed, device_of(target) if device is None else device)
     request = Request(
         term=target, n=count, generator=generator, seed=number, reason=reason, dtype=dtype, device=device,

@@ -159,6 +159,11 @@ CALLS = {
         ValueError,
         ["no checkpoint"],
     ),
+    "a checkpoint without a seed": (
+        lambda: sample(P, 4, sampler=SMC(), checkpoint="x"),
+        ValueError,
+        ["checkpoint=", "seed="],
+    ),
     # MCMC and kernels
     "no draws": (lambda: MCMC(draws=0), ValueError, ["draws", ">= 1", "got 0"]),
     "a negative warmup": (lambda: MCMC(warmup=-1), ValueError, ["warmup", "got -1"]),
