@@ -86,9 +86,10 @@ class Exponent(nn.Module):
     @property
     def constant(self) -> float | None:
         """The value when it is a plain number, else None."""
-        if any(self._monomials.keys() - {()}):
-            return None
-        return self._monomials.get((), 0.0)
+        monomials = self._monomials
+        if not monomials:
+            return 0.0
+        return monomials.get(()) if len(monomials) == 1 else None
 
     @property
     def depends_on_sigma(self) -> bool:

@@ -480,6 +480,8 @@ def _accumulate(total: State | None, score: State, weight: float | Tensor) -> St
         return _powered(s, weight)
 
     if isinstance(score, Tensor):
+        if isinstance(total, Tensor) and not isinstance(weight, Tensor):
+            return torch.add(total, score, alpha=weight)
         part = scaled(score)
         return part if total is None else total + part  # pyright: ignore[reportOperatorIssue]
     assert not isinstance(total, Tensor)

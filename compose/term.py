@@ -519,20 +519,20 @@ def evaluate(
     Energies are computed for terms that have them when ``energy`` is set, scores when ``score`` is.
     """
     values: dict[Hashable, Evaluated] = {}
-    groups: dict[Hashable, list[Term]] = {}
+    groups: dict[Hashable, dict[Hashable, Term]] = {}
     for term in terms:
-        if term.key() in values:
-            continue
-        values[term.key()] = (None, None)
-        group = term._group()
-        groups.setdefault(("single", term.key()) if group is None else group, []).append(term)
-    for members in groups.values():
+        key = term.key()
+        if key not in values:
+            values[key] = (None, None)
+            group = term._group()
+            groups.setdefault(("single", key) if group is None else group, {})[key] = term
+    for named in groups.values():
+        members = list(named.values())
         if len(members) == 1:
             results = [evaluate_one(members[0], x, sigma, energy, score)]
         else:
             results = members[0]._evaluate_together(members, x, sigma, energy, score)
-        for term, result in zip(members, results, strict=True):
-            values[term.key()] = result
+        values.update(zip(named, results, strict=True))
     return values
 
 
