@@ -243,8 +243,8 @@ ALGEBRA = [
     Mutation(
         "score ignores exponents",
         PRODUCT,
-        "return _powered(s, weight)",
-        "return s",
+        "return torch.add(total, score, alpha=weight)",
+        "return torch.add(total, score)",
         holds(check_score_is_gradient, "product"),
     ),
     Mutation(
@@ -313,13 +313,6 @@ ALGEBRA = [
         "if names and not names & others",
         "if names",
         flags("p(x)q(x)"),
-    ),
-    Mutation(
-        "each occurrence is evaluated anew",
-        TERM,
-        "if term.key() in values:",
-        "if False:",
-        test_product.test_each_distinct_leaf_is_evaluated_once_wherever_it_occurs,
     ),
     Mutation(
         "coarse forgets exponents",
