@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from boltzmix.compose.draw import write_atomically
 from boltzmix.compose.errors import NonFinite
 
 Data = Tensor | Sequence[Tensor] | Callable[[int, torch.Generator], "Tensor | Sequence[Tensor]"]
@@ -288,7 +289,7 @@ def _store(
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     tensors["generator"] = generator.get_state()
     stored = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    write_bytes(path, save(stored, metadata={"boltzmix": json.dumps(header)}))
+    write_atomically(path, save(stored, metadata={"boltzmix": json.dumps(header)}))
 
 
 def _restore(
@@ -327,22 +328,8 @@ def _restore(
     return header
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write to a temporary name next to ``path`` and rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
+    write_atomically(path, content.encode())
 
 
 class _Silent:

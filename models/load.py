@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from boltzmix.compose.draw import write_atomically
 from boltzmix.models.classifier import Classifier
 from boltzmix.models.diffusion import Diffusion
 from boltzmix.models.energy_diffusion import EnergyDiffusion
-from boltzmix.models.fit import write_bytes
 from boltzmix.models.nets import MLP, UNet
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -127,8 +127,8 @@ def save(
     folder = Path(directory)
     content = serialise({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     entry = {"model": dict(spec), "sha256": hashlib.sha256(content).hexdigest(), **described}
-    write_bytes(folder / f"{name}.safetensors", content)
-    write_bytes(folder / f"{name}.json", (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / f"{name}.safetensors", content)
+    write_atomically(folder / f"{name}.json", (json.dumps(entry, indent=2, ensure_ascii=False) + "\n").encode())
     return folder / f"{name}.json"
 
 

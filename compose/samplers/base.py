@@ -152,11 +152,6 @@ class Checkpoint:
         self._last = time.monotonic()
 
 
-def generator_state(generator: torch.Generator) -> Tensor:
-    """The generator's state as bytes."""
-    return generator.get_state().clone()
-
-
 def frames_of(view: FlatView, frames: list[Tensor]) -> list[State]:
     """Recorded flat states in the shape of the target."""
     return [view.unravel(f) for f in frames]
