@@ -21,9 +21,8 @@ Training is denoising score matching with their weight, :math:`\|rF - (\sigma x_
 
 import copy
 import math
-import operator
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +30,11 @@ from torch import Tensor, nn
 from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.twins import architecture, stacked, twins_pay
 from boltzmix.compose.variable import Variable, expand_rows
+from boltzmix.models.labels import Batch, Labelled
 from boltzmix.models.nets.embedding import NULL
 
 if TYPE_CHECKING:
     from boltzmix.compose.gaussian import Gaussian
-
-Batch = Tensor | Sequence[Tensor]
 
 
 class Preconditioned(nn.Module):
@@ -109,7 +107,7 @@ def tile(x: Tensor, k: int) -> Tensor:
     return x if k == 1 else x.repeat(k, *[1] * (x.ndim - 1))
 
 
-class Denoiser(Term):
+class Denoiser(Labelled):
     r"""A noised term with a network inside; base of :class:`Diffusion` and :class:`EnergyDiffusion`.
 
     Args:
@@ -125,7 +123,7 @@ class Denoiser(Term):
     """
 
     path = "noised"
-    labels: Tensor | None
+    core: Preconditioned
 
     def __init__(
         self,
@@ -149,102 +147,20 @@ class Denoiser(Term):
             raise ValueError(f"sigma_data > 0 and sigma_detail >= 0 are wanted, got {sigma_data} and {sigma_detail}")
         if noise is not None and not (math.isfinite(noise[0]) and noise[1] > 0):
             raise ValueError(f"noise is (mean, positive standard deviation) of ln sigma, or None; got {noise}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes is None or a positive int, got {num_classes}")
-        built = getattr(net, "num_classes", num_classes)
-        if built != num_classes:
-            raise ValueError(f"the network was built with num_classes={built}, the model with {num_classes}")
         shape = tuple(int(s) for s in event_shape)
         self.variables = Variable(shape)
         self.sigma_range = (low, high)
-        self.num_classes = num_classes
-        self.conditions = frozenset() if num_classes is None else frozenset({"label"})
+        self._take_labels(num_classes, dropout, net)
         self.noise = None if noise is None else (float(noise[0]), float(noise[1]))
-        self.dropout = float(dropout)
         self.core = Preconditioned(net, shape, float(sigma_data), float(sigma_detail), loc)
-        self.label: int | None = None
-        self.register_buffer("labels", None)
-        self._identity: Hashable = None
-
-    # ------------------------------------------------------------ conditions
-
-    def _given(self, **condition: object) -> Self:
-        label = condition["label"]
-        if self._identity is not None:
-            raise ValueError(
-                f"this term is already conditioned on label={self._identity}; call given() on the unconditional model"
-            )
-        assert self.num_classes is not None
-        twin = copy.copy(self)
-        # nn.Module keeps these dictionaries by reference; the twin shares what is in them, not the dictionaries.
-        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
-        if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point():
-            if label.dtype == torch.bool or label.is_complex():
-                raise TypeError(f"labels are integers, got {label.dtype}")
-            values = tuple(label.tolist())
-            if not values or min(values) < 0 or max(values) >= self.num_classes:
-                raise ValueError(f"labels are ints in [0, {self.num_classes}), got {sorted(set(values))}")
-            twin.labels = label.to(self.core.loc.device, torch.long)
-            twin._identity = values
-            return twin
-        try:
-            if isinstance(label, bool) or (isinstance(label, Tensor) and (label.ndim > 0 or label.dtype == torch.bool)):
-                raise TypeError
-            number = operator.index(label)  # pyright: ignore[reportArgumentType]
-        except TypeError:
-            what = f"a {label.dtype} tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
-            raise TypeError(
-                f"label is an int in [0, {self.num_classes}), or a row of N such ints, one per particle; got {what}"
-            ) from None
-        if not 0 <= number < self.num_classes:
-            raise ValueError(f"label is an int in [0, {self.num_classes}), got {number}")
-        twin.label = twin._identity = number
-        return twin
-
-    def key(self) -> Hashable:
-        """The network and the frozen label: equal views of one model merge."""
-        return (type(self).__name__, id(self.core), self._identity)
 
     def _group(self) -> Hashable:
         return (type(self).__name__, self.core.architecture)
 
-    @property
-    def per_row(self) -> bool:
-        """Whether every row of a state has a label of its own, so that rows must not be exchanged."""
-        return self.labels is not None
-
-    def _rows(self) -> int:
-        return 1
-
-    def extra_repr(self) -> str:
-        """The label, when there is one."""
-        return "" if self._identity is None else f"label={self._identity}"
-
-    def name(self) -> str:
-        """The class, and the label when there is one."""
-        return type(self).__name__ + (f"(label={self.label})" if self.label is not None else "")
-
     # ------------------------------------------------------------ evaluation
 
-    def _label_rows(self, n: int, device: torch.device) -> Tensor | None:
-        if self.labels is not None:
-            if self.labels.shape[0] != n:
-                raise ValueError(
-                    f"this term holds {self.labels.shape[0]} labels, one per particle, and got {n} particles; "
-                    "use an int label where the number of particles changes (resampling, probes)"
-                )
-            return self.labels
-        return None if self.label is None else torch.full((n,), self.label, dtype=torch.long, device=device)
-
     def _level(self, x: Tensor, sigma: Tensor | None) -> Tensor:
-        loc = self.core.loc
-        if x.dtype != loc.dtype or x.device != loc.device:
-            raise TypeError(
-                f"{self.name()} holds {loc.dtype} weights on {loc.device} and got {x.dtype} on {x.device}; "
-                f"convert x, or the model with .to({x.dtype}) and .to({str(x.device)!r})"
-            )
+        self._match(x)
         return torch.tensor(self.sigma_range[0], dtype=x.dtype, device=x.device) if sigma is None else sigma
 
     def _evaluate_views(
@@ -315,14 +231,7 @@ class Denoiser(Term):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean training loss of a batch, ``x`` or ``(x, label)``; all randomness comes from ``generator``."""
-        x0, label = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
-        if x0.shape[1:] != self.event_shape:
-            raise ValueError(f"a batch has shape (N, {', '.join(map(str, self.event_shape))}), got {tuple(x0.shape)}")
-        if label is not None and self.num_classes is None:
-            raise ValueError("the batch has labels and the model takes none; build it with num_classes=")
-        if label is not None and self.dropout > 0:
-            hidden = torch.rand(label.shape, generator=generator, device=x0.device) < self.dropout
-            label = torch.where(hidden, NULL, label)
+        x0, label = self._training_batch(batch, generator)
         sigma = self._draw_levels(x0.shape[0], generator, x0)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
         return self._loss(x0 - self.core.loc, noise, sigma, label)

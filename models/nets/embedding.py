@@ -12,6 +12,27 @@ from torch import Tensor, nn
 NULL = -1
 
 
+class LabelEmbedding(nn.Embedding):
+    """``(N,)`` labels to ``(N, width)``, with one more row for the null class (−1, or no labels at all).
+
+    Args:
+        num_classes: number of labels, the null class not counted.
+        width: size of the embedding.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        """Draw the rows."""
+        super().__init__(num_classes + 1, width)
+        nn.init.normal_(self.weight, std=0.5)
+
+    def forward(self, label: Tensor | None) -> Tensor:
+        """``(N,)`` to ``(N, width)``; None to the one null row, ``(1, width)``."""
+        null = self.num_embeddings - 1
+        if label is None:
+            return self.weight[null:]
+        return super().forward(torch.where(label < 0, null, label))
+
+
 class Conditioning(nn.Module):
     """``(c_noise, label) ↦ (N, width)``: smooth Fourier features of the noise level plus a label embedding.
 
@@ -32,20 +53,14 @@ class Conditioning(nn.Module):
         cycles = torch.logspace(math.log10(1 / 8), math.log10(2.0), frequencies)
         self.register_buffer("cycles", 2 * math.pi * cycles, persistent=False)
         self.noise = nn.Sequential(nn.Linear(2 * frequencies + 1, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        if self.label is not None:
-            nn.init.normal_(self.label.weight, std=0.5)
+        self.label = None if num_classes is None else LabelEmbedding(num_classes, width)
 
     def forward(self, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """``(N,)`` and ``(N,)`` or None to ``(N, width)``."""
         angles = c_noise[:, None] * self.cycles
         embedding = self.noise(torch.cat([angles.sin(), angles.cos(), c_noise[:, None]], 1))
         if self.label is not None:
-            null = self.label.num_embeddings - 1
-            if label is None:
-                embedding = embedding + self.label.weight[null]
-            else:
-                embedding = embedding + self.label(torch.where(label < 0, null, label))
+            embedding = embedding + self.label(label)
         elif label is not None:
             raise TypeError("this network was built without classes and got labels; build it with num_classes=")
         return nn.functional.silu(embedding)

@@ -1,0 +1,151 @@
+"""Class labels: what every conditional family shares.
+
+``p.given(label=3)`` is a view of the same network with the label frozen; ``p`` itself is unconditional, because
+training hides labels at random (Ho and Salimans, 2022, *Classifier-free diffusion guidance*).
+"""
+
+import copy
+import operator
+from collections.abc import Hashable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from boltzmix.compose.term import Term
+from boltzmix.models.nets.embedding import NULL
+
+Batch = Tensor | Sequence[Tensor]
+
+
+class Labelled(Term):
+    """A term over a network that may take a class label.
+
+    A subclass keeps everything learned in ``self.core``, which its conditional views share, calls
+    :meth:`_take_labels` in its constructor, and asks :meth:`_label_rows` for what its network wants: None, or long
+    ``(N,)`` with −1 for the unconditional model.
+    """
+
+    core: nn.Module
+    labels: Tensor | None
+
+    def _take_labels(self, num_classes: int | None, dropout: float, *nets: nn.Module) -> None:
+        """Declare the condition.
+
+        Args:
+            num_classes: number of labels that :meth:`given` takes; None for a model without labels.
+            dropout: probability with which a label is hidden in training.
+            nets: networks whose own ``num_classes``, where they have one, must agree.
+
+        Raises:
+            ValueError: numbers out of range, or networks that were built for others.
+        """
+        if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
+            raise ValueError(f"num_classes is None or a positive int, got {num_classes}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
+        for net in nets:
+            built = getattr(net, "num_classes", num_classes)
+            if built != num_classes:
+                raise ValueError(f"the network was built with num_classes={built}, the model with {num_classes}")
+        self.num_classes = num_classes
+        self.conditions = frozenset() if num_classes is None else frozenset({"label"})
+        self.dropout = float(dropout)
+        self.label: int | None = None
+        self.register_buffer("labels", None)
+        self._identity: Hashable = None
+
+    def _given(self, **condition: object) -> Self:
+        label = condition["label"]
+        if self._identity is not None:
+            raise ValueError(
+                f"this term is already conditioned on label={self._identity}; call given() on the unconditional model"
+            )
+        assert self.num_classes is not None
+        twin = copy.copy(self)
+        # nn.Module keeps these dictionaries by reference; the twin shares what is in them, not the dictionaries.
+        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
+        if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point():
+            if label.dtype == torch.bool or label.is_complex():
+                raise TypeError(f"labels are integers, got {label.dtype}")
+            values = tuple(label.tolist())
+            if not values or min(values) < 0 or max(values) >= self.num_classes:
+                raise ValueError(f"labels are ints in [0, {self.num_classes}), got {sorted(set(values))}")
+            twin.labels = label.to(self._weights().device, torch.long)
+            twin._identity = values
+            return twin
+        try:
+            if isinstance(label, bool) or (isinstance(label, Tensor) and (label.ndim > 0 or label.dtype == torch.bool)):
+                raise TypeError
+            number = operator.index(label)  # pyright: ignore[reportArgumentType]
+        except TypeError:
+            what = f"a {label.dtype} tensor of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+            raise TypeError(
+                f"label is an int in [0, {self.num_classes}), or a row of N such ints, one per particle; got {what}"
+            ) from None
+        if not 0 <= number < self.num_classes:
+            raise ValueError(f"label is an int in [0, {self.num_classes}), got {number}")
+        twin.label = twin._identity = number
+        return twin
+
+    def key(self) -> Hashable:
+        """The network and the frozen label: equal views of one model merge."""
+        return (type(self).__name__, id(self.core), self._identity)
+
+    @property
+    def per_row(self) -> bool:
+        """Whether every row of a state has a label of its own, so that rows must not be exchanged."""
+        return self.labels is not None
+
+    def _rows(self) -> int:
+        return 1
+
+    def extra_repr(self) -> str:
+        """The label, when there is one."""
+        return "" if self._identity is None else f"label={self._identity}"
+
+    def name(self) -> str:
+        """The class, and the label when there is one."""
+        return type(self).__name__ + (f"(label={self.label})" if self.label is not None else "")
+
+    # --------------------------------------------------------------- helpers
+
+    def _weights(self) -> Tensor:
+        """A floating-point tensor of the network: its dtype and device are those of the model."""
+        tensors = (*self.core.parameters(), *self.core.buffers())
+        return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+
+    def _match(self, x: Tensor) -> None:
+        """Refuse a state in another dtype or on another device than the weights."""
+        own = self._weights()
+        if (x.is_floating_point() and x.dtype != own.dtype) or x.device != own.device:
+            raise TypeError(
+                f"{self.name()} holds {own.dtype} weights on {own.device} and got {x.dtype} on {x.device}; "
+                f"convert x, or the model with .to({x.dtype}) and .to({str(x.device)!r})"
+            )
+
+    def _label_rows(self, n: int, device: torch.device) -> Tensor | None:
+        if self.labels is not None:
+            if self.labels.shape[0] != n:
+                raise ValueError(
+                    f"this term holds {self.labels.shape[0]} labels, one per particle, and got {n} particles; "
+                    "use an int label where the number of particles changes (resampling, probes)"
+                )
+            return self.labels
+        return None if self.label is None else torch.full((n,), self.label, dtype=torch.long, device=device)
+
+    def _training_batch(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """A batch ``x`` or ``(x, label)`` as data and labels, of which a share ``dropout`` is hidden (−1).
+
+        Raises:
+            ValueError: another event shape, or labels that the model does not take.
+        """
+        x, label = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
+        if x.shape[1:] != self.event_shape:
+            raise ValueError(f"a batch has shape (N, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
+        if label is not None and self.num_classes is None:
+            raise ValueError("the batch has labels and the model takes none; build it with num_classes=")
+        if label is not None and self.dropout > 0:
+            hidden = torch.rand(label.shape, generator=generator, device=x.device) < self.dropout
+            label = torch.where(hidden, NULL, label)
+        return x, label
