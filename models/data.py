@@ -12,12 +12,12 @@ from torch import Tensor
 
 from boltzmix.compose.errors import MissingExtra
 
-TOYS = ("ring", "line", "circle", "bar", "two_moons")
+TOYS = ("ring", "line", "circle", "bar", "two_moons", "grid")
 BAR = ((-0.2, 0.2), (-1.0, 1.0))
 
 
 def components(name: str) -> tuple[Tensor, float, Tensor]:
-    """Means ``(K, 2)``, variance and weights ``(K,)`` of the isotropic mixture behind ring, line or circle."""
+    """Means ``(K, 2)``, variance and weights ``(K,)`` of the isotropic mixture behind ring, line, circle or grid."""
     if name == "ring":
         return _circle_of(8, 1.0), 0.15**2, torch.full((8,), 1 / 8)
     if name == "circle":
@@ -26,7 +26,10 @@ def components(name: str) -> tuple[Tensor, float, Tensor]:
         along = torch.linspace(0, 1, 6)[:, None]
         start, end = torch.tensor([-0.6, 0.8]), torch.tensor([1.2, -0.4])
         return start + along * (end - start), 0.25**2, torch.softmax(torch.linspace(0, 1, 6), 0)
-    raise ValueError(f"components() knows ring, line and circle, got {name!r}")
+    if name == "grid":
+        ticks = torch.linspace(-1, 1, 5)
+        return torch.cartesian_prod(ticks, ticks), 0.1**2, torch.full((25,), 1 / 25)
+    raise ValueError(f"components() knows ring, line, circle and grid, got {name!r}")
 
 
 def _circle_of(k: int, radius: float) -> Tensor:
@@ -53,6 +56,11 @@ def line(n: int, generator: torch.Generator | None = None) -> Tensor:
 def circle(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Eight equal modes of standard deviation 0.03 on a circle of radius 0.5 (Du et al., 2023)."""
     return _mixture("circle", n, generator)
+
+
+def grid(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Twenty-five equal modes of standard deviation 0.1 on a 5 by 5 grid of spacing 0.5."""
+    return _mixture("grid", n, generator)
 
 
 def bar(n: int, generator: torch.Generator | None = None) -> Tensor:
