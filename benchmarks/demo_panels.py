@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from boltzmix import models
-from boltzmix.benchmarks.metrics import bandwidths, kernel_mean, self_mean
+from boltzmix.benchmarks.metrics import bandwidths, kernel_mean, nearest_distance, self_mean
 from boltzmix.benchmarks.targets import Grid, bar, toy
 from boltzmix.compose.constraints import Clamp, bounded_negation
 from boltzmix.compose.draw import Draw
@@ -388,8 +388,9 @@ def _judge_digits(item: Digits, setting: Setting, made: Panel, folder: Path) -> 
     assert isinstance(x, Tensor)
     if animated:
         draw.animate(folder / "path.gif", title=f"from noise to {item.formula}", limits=(-1.0, 1.0))
-    log_prob = classifier.log_prob(x)
-    found = log_prob.argmax(1)
+    with torch.no_grad():
+        log_posterior = classifier.log_posterior(x)
+    found = log_posterior.argmax(1)
     right = torch.ones(n, dtype=torch.bool) if item.right is None else item.right(found, wanted)
     completing = "Clamp" in item.formula
     real = item.real(test_label)
@@ -399,8 +400,8 @@ def _judge_digits(item: Digits, setting: Setting, made: Panel, folder: Path) -> 
     if completing:
         apart = torch.cdist(given[:, UPPER].double(), train[:, UPPER].double())
         made.right_guess = _share(train_label[apart.argmin(1)] == wanted)
-    made.nearest = _nearest(x, train)
-    made.nearest_real = _nearest(test[real], train)
+    made.nearest = nearest_distance(x, train)
+    made.nearest_real = nearest_distance(test[real], train)
     if item.truth:
         others = torch.ones(len(test), dtype=torch.bool)
         if completing:
@@ -420,7 +421,7 @@ def _judge_digits(item: Digits, setting: Setting, made: Panel, folder: Path) -> 
         "draws": x[:, 0].numpy(),
         "right": right.numpy(),
         "found": found.numpy(),
-        "certain": log_prob.max(1).values.exp().numpy(),
+        "certain": log_posterior.max(1).values.exp().numpy(),
         "completing": completing,
     }
     if completing:
@@ -429,7 +430,3 @@ def _judge_digits(item: Digits, setting: Setting, made: Panel, folder: Path) -> 
 
 def _recording(sampler: Sampler) -> Sampler:
     return replace(sampler, record=True)  # pyright: ignore[reportCallIssue]
-
-
-def _nearest(x: Tensor, train: Tensor) -> float:
-    return float(torch.cdist(x.flatten(1).double(), train.flatten(1).double()).min(1).values.median())

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzmix.benchmarks.demo_panels import VIEW, Panel, Report, Setting, short
+from boltzmix.benchmarks.plots import tiles
 
 # ----------------------------------------------------------------------- words
 
@@ -189,28 +190,12 @@ def _plane_sheet(panels: Sequence[Panel], path: Path) -> None:
     _save(figure, path, dpi=95)
 
 
-def _tiles(images: Any, right: Any, columns: int, scale: int = 6) -> Any:
-    """Grey images side by side, those that are not as asked in a red frame."""
-    import numpy as np
-
-    rows, edge = math.ceil(len(images) / columns), 8 * scale + 6
-    sheet = np.full((rows * edge, columns * edge, 3), 255, dtype=np.uint8)
-    for k, (image, good) in enumerate(zip(images, right, strict=True)):
-        top, start = (k // columns) * edge, (k % columns) * edge
-        if not good:
-            sheet[top + 1 : top + edge - 1, start + 1 : start + edge - 1] = (214, 62, 42)
-        grey = (255 * (1 - (image.clip(-1, 1) + 1) / 2)).astype(np.uint8)
-        big = grey.repeat(scale, 0).repeat(scale, 1)
-        sheet[top + 3 : top + edge - 3, start + 3 : start + edge - 3] = big[..., None]
-    return sheet
-
-
 def _digits_sheet(panels: Sequence[Panel], path: Path, columns: int = 16) -> None:
     figure = _figure(7.6, 1.17 * len(panels) + 0.3)
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, p in zip(axes, panels, strict=True):
         count = min(2 * columns, len(p.pictures["draws"]))
-        ax.imshow(_tiles(p.pictures["draws"][:count], p.pictures["right"][:count], columns))
+        ax.imshow(tiles(p.pictures["draws"][:count], p.pictures["right"][:count], columns))
         ax.set_axis_off()
         asked = "" if p.right is None else f"as asked {percent(p.right)}, "
         ax.set_title(f"{p.name}:  {p.formula}", fontsize=8.5, loc="left")
@@ -234,8 +219,8 @@ def _completions_sheet(p: Panel, path: Path, columns: int = 16) -> None:
         shown = np.array(given[part])
         shown[:, 4:] = -0.6
         yes = np.ones(len(shown), dtype=bool)
-        rows = [_tiles(given[part], yes, columns), _tiles(shown, yes, columns)]
-        ax.imshow(np.concatenate([*rows, _tiles(draws[part], right[part], columns)]))
+        rows = [tiles(given[part], yes, columns), tiles(shown, yes, columns)]
+        ax.imshow(np.concatenate([*rows, tiles(draws[part], right[part], columns)]))
         ax.set_yticks([27, 81, 135], ["real digit", "given", "completed"], fontsize=8)
         ax.set_xticks([])
         ax.tick_params(length=0)
@@ -263,7 +248,7 @@ def _worst_sheet(plane: Panel, digits: Panel, path: Path) -> None:
     good, certain = digits.pictures["right"], digits.pictures["certain"]
     order = np.lexsort((certain, good))  # what was not asked for first, then what the classifier is unsure of
     ax = right.subplots()
-    ax.imshow(_tiles(digits.pictures["draws"][order], good[order], 8))
+    ax.imshow(tiles(digits.pictures["draws"][order], good[order], 8))
     ax.set_axis_off()
     right.suptitle(
         f"worst of digits: {digits.name}, {digits.formula}\nall draws, worst first; {percent(digits.right)} as asked",

@@ -171,6 +171,22 @@ def support_fraction(inside: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return float(inside(x).double().mean())
 
 
+def nearest_distance(x: Tensor, reference: Tensor) -> float:
+    """Median over rows of x of the Euclidean distance to the nearest row of ``reference``; rows are flattened."""
+    return float(torch.cdist(_rows(x), _rows(reference)).min(1).values.median())
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    r"""Energy distance of two sets of rows, :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|`, unbiased.
+
+    Zero in expectation for two sets of one distribution, so the estimate may be negative (Székely and Rizzo, 2013,
+    *Energy statistics*).
+    """
+    x, y = _rows(x), _rows(y)
+    own = [float(torch.nn.functional.pdist(rows).mean()) for rows in (x, y)]
+    return 2 * float(torch.cdist(x, y).mean()) - own[0] - own[1]
+
+
 def quantile(values: Tensor, q: float) -> float:
     """Linear quantile."""
     return float(torch.quantile(values.double(), q))

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from boltzmix.benchmarks.metrics import log_mmd2
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -100,3 +102,17 @@ def ratios(figure: Any, curves: Curves, bounds: Mapping[str, float]) -> None:
     axis.axvline(1.0, color="0.6", linewidth=0.8)
     axis.set_yticks(range(len(judged)), list(judged), fontsize=8)
     axis.set_xlabel("time over that of the bare work: pairs, median (bar), target (dotted)", fontsize=9)
+
+
+def tiles(images: Any, right: Any, columns: int, scale: int = 6) -> Any:
+    """Grey images ``(N, H, H)`` in [−1, 1] side by side, as RGB bytes; where ``right`` is false, in a red frame."""
+    rows, edge = math.ceil(len(images) / columns), images.shape[-1] * scale + 6
+    sheet = np.full((rows * edge, columns * edge, 3), 255, dtype=np.uint8)
+    for k, (image, good) in enumerate(zip(images, right, strict=True)):
+        top, start = (k // columns) * edge, (k % columns) * edge
+        if not good:
+            sheet[top + 1 : top + edge - 1, start + 1 : start + edge - 1] = (214, 62, 42)
+        grey = (255 * (1 - (image.clip(-1, 1) + 1) / 2)).astype(np.uint8)
+        big = grey.repeat(scale, 0).repeat(scale, 1)
+        sheet[top + 3 : top + edge - 3, start + 3 : start + edge - 3] = big[..., None]
+    return sheet

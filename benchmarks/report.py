@@ -47,6 +47,7 @@ class Report:
         rows: figures in the order in which they were found.
         curves: per task and method, a list of points (dictionaries of numbers).
         notes: remarks for the reader, such as what was skipped.
+        summary: a table of its own, above the rows.
         figures: per file name, a function that draws into a matplotlib Figure.
         about: command, versions, seeds, threads, seconds.
     """
@@ -56,6 +57,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     curves: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    summary: str = ""
     figures: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     section: str = ""
@@ -101,6 +103,8 @@ class Report:
                 "",
             ]
         lines += [f"{judged - len(self.missed)} of {judged} targets hold.", ""]
+        if self.summary:
+            lines += [self.summary, ""]
         lines += ["| part | task | quantity | value | target | holds | note |", "|---|---|---|---|---|---|---|"]
         mark = {True: "yes", False: "**NO**", None: ""}
         for r in self.rows:

@@ -1,4 +1,4 @@
-"""Functions and torch.distributions as terms."""
+"""Functions as terms, and ``term()``, which also takes torch.distributions."""
 
 import inspect
 import warnings
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
+from boltzmix.compose.distributions import Distribution
 from boltzmix.compose.errors import SamplingWarning
-from boltzmix.compose.term import Normalized, Term
+from boltzmix.compose.term import Term
 from boltzmix.compose.variable import State, Variable, Variables, first_tensor, map_state
 
 KINDS = ("log_prob", "energy", "score")
@@ -167,73 +167,6 @@ class Function(Term):
         if self.kind == "score":
             return self._guarded(x, sigma)
         return self._energy_and_score(x, sigma)[1]
-
-
-class Distribution(Normalized):
-    """A ``torch.distributions`` object over real vectors: static, normalised, sampled with its own sampler.
-
-    Points outside the support have energy +inf. An event of shape () becomes ``(1,)``; a distribution
-    with a batch shape is refused unless ``Independent`` makes the batch an event. States must have the
-    distribution's dtype: ``.to(dtype)`` does not reach into it.
-    """
-
-    samplable = True
-
-    def __init__(self, distribution: torch.distributions.Distribution) -> None:
-        """Check support and shapes."""
-        super().__init__()
-        if distribution.batch_shape:
-            raise ValueError(
-                f"{type(distribution).__name__} has batch shape {tuple(distribution.batch_shape)}; wrap it in "
-                "torch.distributions.Independent to make it an event"
-            )
-        support: Any = distribution.support
-        if support.is_discrete:
-            raise TypeError(f"{type(distribution).__name__} is discrete; gradient samplers need real variables")
-        self.distribution = distribution
-        self._scalar = not distribution.event_shape
-        kind = _support_name(support)
-        self.variables = Variable(tuple(distribution.event_shape) or (1,), kind, self._draw(1, 0).dtype)
-
-    def key(self) -> Hashable:
-        """The distribution object."""
-        return ("distribution", id(self.distribution))
-
-    def name(self) -> str:
-        """The distribution's class."""
-        return type(self.distribution).__name__
-
-    def _energy(self, x: Any, sigma: Any) -> Tensor:
-        point = x[:, 0] if self._scalar else x
-        support: Any = self.distribution.support
-        inside = support.check(point)
-        if bool(inside.all()):
-            return self.distribution.log_prob(point).neg()
-        rows = inside.nonzero()[:, 0]
-        # NaN is no point outside the support: it stays NaN, so that samplers see a divergence
-        outside = torch.where(torch.isnan(x).flatten(1).any(1), torch.nan, torch.inf).to(x)
-        return outside.index_put((rows,), self.distribution.log_prob(point[rows]).neg()) if len(rows) else outside
-
-    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        device = None if generator is None else generator.device
-        return self._draw(n, int(torch.randint(2**62, (), generator=generator, device=device)))
-
-    def _draw(self, n: int, seed: int) -> Tensor:
-        # torch.distributions draws from the global generator: fork it and seed it from ours.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            draw = self.distribution.sample((n,))
-        return draw[:, None] if self._scalar else draw
-
-
-def _support_name(support: Any) -> str:
-    """Our name for a torch constraint."""
-    base = getattr(support, "base_constraint", support)
-    if base in (constraints.positive, constraints.nonnegative):
-        return "positive"
-    if base is constraints.unit_interval:
-        return "unit"
-    return "simplex" if base is constraints.simplex else "real"
 
 
 def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints: Any) -> Term:

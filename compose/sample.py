@@ -41,7 +41,8 @@ def sample(
         sampler: None takes SMC for composites with energies (Annealed beyond some hundreds of dimensions),
             Reverse for a single score-only model, Annealed for other score-only terms; ``info.reason`` says which.
         chains: number of chains, for MCMC; give this or ``n``.
-        init: starts ``(chains, *event)`` for MCMC; for static targets under SMC, a term to start from.
+        init: starts ``(chains, *event)`` for MCMC; states ``(n, *event)`` at the first level for Reverse; for static
+            targets under SMC, a term to start from.
         seed: an int, a ``torch.Generator`` or None for a fresh one; the same seed, device and target give the
             same numbers.
         device: where states live; by default where the target's parameters are.
@@ -85,7 +86,7 @@ def sample(
         raise ValueError(f"the number of draws is a positive int, got {count!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype is a floating-point dtype, got {dtype}")
-    if init is not None and not isinstance(sampler, MCMC) and not isinstance(init, Term):
+    if init is not None and not isinstance(sampler, (MCMC, Reverse)) and not isinstance(init, Term):
         raise TypeError(
             f"init for {type(sampler).__name__} is a normalised term to start from, got {type(init).__name__}"
         )

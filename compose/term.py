@@ -408,6 +408,12 @@ class Term(nn.Module):
             )
 
     def _require_score(self, what: str) -> None:
+        own = [self.variables] if isinstance(self.variables, Variable) else list(self.variables.values())
+        if not self.has_score and all(v.discrete for v in own):
+            raise MissingEnergy(
+                f"{what}: {self.name()} is over integers ({own[0].support}) and has no gradient; use its energy, or a "
+                "sampler of discrete variables"
+            )
         if not self.has_score:
             raise MissingEnergy(
                 f"{what}: {self.name()} mixes score-only members, whose weights are unknown away from a sampler; "

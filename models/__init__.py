@@ -4,21 +4,53 @@ Only torch is imported here; scikit-learn, safetensors and tqdm are imported whe
 """
 
 from boltzmix.models import data, nets, recipes
+from boltzmix.models.autoregressive import Autoregressive
 from boltzmix.models.classifier import Classifier
+from boltzmix.models.continuous_flow import ContinuousFlow
 from boltzmix.models.diffusion import Diffusion
+from boltzmix.models.diffusion_bound import diffusion_elbo
 from boltzmix.models.energy_diffusion import EnergyDiffusion
+from boltzmix.models.energy_model import EnergyModel
 from boltzmix.models.fit import FitResult, fit
+from boltzmix.models.flow import Flow
+from boltzmix.models.flow_matching import FlowMatching
+from boltzmix.models.gaussian_base import GaussianBase
+from boltzmix.models.glow import Glow
+from boltzmix.models.hierarchical_vae import HierarchicalVAE
+from boltzmix.models.likelihood import ODEDensity, log_likelihood
 from boltzmix.models.load import card, load, names, save
+from boltzmix.models.ncsn import NCSN
+from boltzmix.models.objectives import ContrastiveDivergence, LevelCalibration, NoiseContrastive, ScoreMatching
+from boltzmix.models.reward import Reward
+from boltzmix.models.vae import VAE
 
 __all__ = [
+    "Autoregressive",
     "Classifier",
+    "ContinuousFlow",
+    "ContrastiveDivergence",
     "Diffusion",
     "EnergyDiffusion",
+    "EnergyModel",
     "FitResult",
+    "Flow",
+    "FlowMatching",
+    "GaussianBase",
+    "Glow",
+    "LevelCalibration",
+    "NoiseContrastive",
+    "ScoreMatching",
+    "HierarchicalVAE",
+    "VAE",
+    "NCSN",
+    "ODEDensity",
+    "Reward",
     "card",
     "data",
+    "diffusion_elbo",
     "fit",
     "load",
+    "log_likelihood",
     "names",
     "nets",
     "recipes",

@@ -154,7 +154,7 @@ class Denoiser(Labelled):
         self.noise = None if noise is None else (float(noise[0]), float(noise[1]))
         self.core = Preconditioned(net, shape, float(sigma_data), float(sigma_detail), loc)
 
-    def _group(self) -> Hashable:
+    def _group(self) -> Hashable | None:
         return (type(self).__name__, self.core.architecture)
 
     # ------------------------------------------------------------ evaluation
@@ -237,19 +237,35 @@ class Denoiser(Labelled):
         return self._loss(x0 - self.core.loc, noise, sigma, label)
 
     def _draw_levels(self, n: int, generator: torch.Generator, like: Tensor) -> Tensor:
-        """Stratified noise levels: ln σ truncated normal (or uniform) on ``sigma_range``, in random order."""
-        low, high = (math.log(level) for level in self.sigma_range)
+        """Stratified noise levels in random order."""
         offset = torch.rand((), generator=generator, device=like.device, dtype=torch.float64)
-        u = (torch.arange(n, device=like.device) + offset) / n
-        if self.noise is None:
-            log_sigma = low + (high - low) * u
-        else:
-            mean, std = self.noise
-            normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
-            first, last = (normal.cdf(torch.tensor((e - mean) / std, dtype=torch.float64)).item() for e in (low, high))
-            log_sigma = (mean + std * normal.icdf(first + (last - first) * u)).clamp(low, high)
+        log_sigma = self._log_quantile((torch.arange(n, device=like.device) + offset) / n)
         order = torch.randperm(n, generator=generator, device=like.device)
         return log_sigma[order].exp().to(like.dtype)
+
+    def _log_quantile(self, share: Tensor) -> Tensor:
+        """ln σ below which a share of the training levels lies: truncated normal, or uniform, on ``sigma_range``."""
+        low, high = (math.log(level) for level in self.sigma_range)
+        if self.noise is None:
+            return low + (high - low) * share
+        (mean, std), (first, last) = self.noise, self._ends()
+        return (mean + std * _normal().icdf(first + (last - first) * share)).clamp(low, high)
+
+    def _log_density(self, sigma: Tensor) -> Tensor:
+        """Log-density of ln σ in training, float64, shaped like sigma."""
+        low, high = (math.log(level) for level in self.sigma_range)
+        log_sigma = sigma.double().log()
+        if self.noise is None:
+            return torch.full_like(log_sigma, -math.log(high - low))
+        (mean, std), (first, last) = self.noise, self._ends()
+        return _normal().log_prob((log_sigma - mean) / std) - math.log(std * (last - first))
+
+    def _ends(self) -> tuple[float, float]:
+        """The shares of the untruncated normal below the ends of ``sigma_range``."""
+        assert self.noise is not None
+        mean, std = self.noise
+        at = [torch.tensor((math.log(e) - mean) / std, dtype=torch.float64) for e in self.sigma_range]
+        return _normal().cdf(at[0]).item(), _normal().cdf(at[1]).item()
 
     def _target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """What r F is regressed on, ``(σ x0 − σ_d² ε) / (σ_d s)``."""
@@ -260,3 +276,7 @@ class Denoiser(Labelled):
     def _loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """Mean loss for centred data x0; the hook of the two families."""
         raise NotImplementedError
+
+
+def _normal() -> torch.distributions.Normal:
+    return torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)

@@ -1,32 +1,43 @@
-"""Training: AdamW, exponential moving average, exact resume.
+"""Training: AdamW, averaged weights, mixed precision, several processes, exact resume.
 
-``fit`` trains whatever has ``loss(batch, generator) -> scalar``. All randomness is a function of the seed and the step:
-batches of stored data come from permutations seeded by (seed, epoch), and the one generator that losses and data
-streams draw from is part of the checkpoint. A run that was killed and resumed is the run that was not, bit for bit.
+``fit`` trains whatever has ``loss(batch, generator) -> scalar``. A step is a number of micro-batches whose mean
+gradient is used, and all randomness of a micro-batch is a function of the run's seed and its number: the order of the
+data, the draws of a stream, the noise of the loss, dropout. So a run that was killed and resumed is the run that was
+not, bit for bit, and two processes with one micro-batch each take the steps of one process with two.
+
+The parts live in ``models/training/``.
 """
 
 import contextlib
-import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from boltzmix.compose.draw import write_atomically
 from boltzmix.compose.errors import NonFinite
+from boltzmix.models.training.batches import Data, IteratedBatches, batches_of
+from boltzmix.models.training.checkpoint import Checkpoint
+from boltzmix.models.training.distributed import Processes, processes
+from boltzmix.models.training.precision import Precision
+from boltzmix.models.training.records import Record, Records
+from boltzmix.models.training.seeding import derive, global_state_kept
+from boltzmix.models.training.sheets import Sheets, SheetSampler
 
-Data = Tensor | Sequence[Tensor] | Callable[[int, torch.Generator], "Tensor | Sequence[Tensor]"]
+__all__ = ["Data", "FitResult", "Trainable", "fit"]
+PathLike = str | os.PathLike[str]
 
 
 class Trainable(Protocol):
-    """A module with a loss: what :func:`fit` trains."""
+    """A module with a loss: what :func:`fit` trains.
+
+    Two methods more are called where they exist: ``prepare(batch, generator)`` once before the first step of a fresh
+    run, for initialisation that looks at data, and ``metrics() -> dict[str, float]`` at every logging interval.
+    """
 
     def loss(self, batch: Any, generator: torch.Generator) -> Tensor:
         """Mean loss of a batch."""
@@ -49,7 +60,7 @@ class FitResult:
     model: nn.Module
     steps: int
     loss: float
-    history: list[dict[str, float]] = field(repr=False)
+    history: list[Record] = field(repr=False)
     seconds: float
     seed: int
 
@@ -59,7 +70,7 @@ class _Plan:
     """What a run is; a checkpoint of another plan is refused."""
 
     steps: int
-    batch_size: int
+    batch_size: int | None
     lr: float
     warmup: int
     weight_decay: float
@@ -67,6 +78,15 @@ class _Plan:
     clip: float | None
     seed: int
     log_every: int
+    accumulate: int
+    precision: str
+    data: str
+
+    def rate(self, step: int) -> float:
+        """Learning rate: a linear rise, then half a cosine down to zero."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
 
 def fit(
@@ -74,40 +94,65 @@ def fit(
     data: Data,
     *,
     steps: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     lr: float = 1e-3,
     warmup: int | None = None,
     weight_decay: float = 0.0,
     ema: float = 0.999,
     clip: float | None = 1.0,
+    precision: Literal["float32", "bf16", "fp16"] = "float32",
+    accumulate: int | None = None,
+    transform: Callable[[Any, torch.Generator], Any] | None = None,
     seed: int = 0,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     checkpoint_every: int = 500,
-    metrics: str | os.PathLike[str] | None = None,
+    metrics: PathLike | None = None,
     log_every: int = 50,
+    tensorboard: PathLike | None = None,
+    sheets: PathLike | None = None,
+    sheet_every: int | None = None,
+    sheet_sampler: SheetSampler | None = None,
     progress: bool | None = None,
 ) -> FitResult:
     """Train ``model`` in place and leave the averaged weights in it.
 
+    Started by ``torchrun``, every process calls ``fit`` with the same arguments and computes an equal share of each
+    step's micro-batches; the first one writes files and shows the bar. The weights of the first are given to all.
+    Buffers that training changes (a replay buffer) are each process's own.
+
     Args:
-        model: a module with ``loss(batch, generator)``: Diffusion, EnergyDiffusion, Classifier, or your own.
-        data: a tensor, a tuple of tensors of equal length, or a stream ``(n, generator) -> batch``.
+        model: a module with ``loss(batch, generator)``: any family of ``boltzmix.models``, or your own.
+        data: a tensor, a tuple of tensors of equal length, a stream ``(n, generator) -> batch``, or batches: a
+            ``DataLoader``, another iterable, or a function without arguments that returns an iterator. Iterables are
+            started again for each epoch; to resume, the current epoch is read again up to the batch that is due.
         steps: optimiser steps.
-        batch_size: rows per step.
+        batch_size: rows of a micro-batch, default 128; left out for iterables, whose batches have their own size.
         lr: largest learning rate; it rises linearly over ``warmup`` steps and falls as a cosine to zero.
         warmup: default a twentieth of the steps, at most 500.
         weight_decay: of AdamW.
         ema: decay of the averaged weights, shorter at the start; 0 keeps the last weights.
         clip: largest gradient norm, None for no clipping.
+        precision: ``"float32"`` computes in the dtype of the weights; ``"bf16"`` and ``"fp16"`` compute the loss in
+            mixed precision, ``"fp16"`` with an adaptive loss scale.
+        accumulate: micro-batches in a step, whose mean gradient is used: a multiple of the number of processes.
+            Default: one for each process.
+        transform: ``(batch, generator) -> batch``, applied to every micro-batch before its loss.
         seed: an int; same seed, same device, same weights.
         checkpoint: file to resume from if it exists, and to write every ``checkpoint_every`` steps and at the end.
-        metrics: JSON-lines file: step, loss, lr, gradient norm, seconds.
+        metrics: JSON-lines file: step, loss, lr, gradient norm, seconds, and what ``model.metrics()`` says.
+        log_every: steps in a logging interval.
+        tensorboard: folder for the same figures as TensorBoard events.
+        sheets: folder for pictures of draws from the averaged weights, one every ``sheet_every`` steps (default a tenth
+            of the run) and one at the end; they leave the run as it would be without.
+        sheet_sampler: a sampler, or a function ``(model, n, generator) -> states``, for the sheets.
         progress: a progress bar; None shows one on terminals only.
 
     Raises:
         NonFinite: a loss or gradient that is NaN or infinite; the message names the step. The model keeps the weights
-            of the step before, the checkpoint is the last one written.
-        ValueError: a checkpoint of another run.
+            of the step before, the checkpoint is the last one written. Under ``"fp16"`` overflowing steps are left out
+            with a warning, and too many in a row are this error.
+        ValueError: settings out of range, data that end early, or a checkpoint of another run.
+        MissingExtra: ``tensorboard=`` without TensorBoard.
 
     Example:
         >>> import torch
@@ -117,237 +162,270 @@ def fit(
         >>> fit(model, data.ring, steps=3, batch_size=16).steps
         3
     """
-    _check_numbers(steps, batch_size, lr, ema, clip, seed, checkpoint_every, log_every)
-    warmup = min(500, steps // 20) if warmup is None else warmup
-    plan = _Plan(steps, batch_size, float(lr), warmup, float(weight_decay), float(ema), clip, seed, log_every)
+    _check_numbers(steps, batch_size, lr, warmup, weight_decay, ema, clip, seed)
+    intervals = {"checkpoint_every": checkpoint_every, "log_every": log_every, "accumulate": accumulate}
+    _check_intervals({**intervals, "sheet_every": sheet_every})
+    if not callable(getattr(model, "loss", None)):
+        raise TypeError(f"fit() trains a module with loss(batch, generator), and {type(model).__name__} has none")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError("the model has no parameters that require gradients")
-    parameters = list(named.values())
-    device = parameters[0].device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    batches = _Batches(data, batch_size, seed, generator, device)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
-    averages = [p.detach().clone() for p in parameters]
-    history: list[dict[str, float]] = []
-    start, spent = 0, 0.0
-    running = [0.0, 0.0, 0.0]  # loss, gradient norm and steps since the last record
-    if checkpoint is not None and Path(checkpoint).exists():
-        header = _restore(Path(checkpoint), plan, model, named, averages, optimizer, generator)
-        start, spent, history, running = (header[k] for k in ("step", "seconds", "history", "running"))
-    if metrics is not None:
-        _write_text(Path(metrics), "".join(json.dumps(record) + "\n" for record in history))
-    was_training = model.training
-    model.train()
-    began = time.perf_counter() - spent
-
-    def save(step: int) -> None:
+    device = next(iter(named.values())).device
+    with global_state_kept(device), processes(device) as peers:
+        accumulate = peers.size if accumulate is None else accumulate
+        if accumulate % peers.size:
+            raise ValueError(
+                f"accumulate={accumulate} micro-batches cannot be shared equally by {peers.size} processes; use a "
+                f"multiple of {peers.size}"
+            )
+        batches = batches_of(data, batch_size, seed, device)
+        warmup = min(500, steps // 20) if warmup is None else warmup
+        plan = _Plan(
+            steps, batches.size, float(lr), warmup, float(weight_decay), float(ema), clip, seed, log_every, accumulate,
+            precision, batches.describe(),
+        )  # fmt: skip
+        run = _Run(model, named, plan, batches, transform, Precision(precision, device, named.values()), peers)
+        if sheets is not None:
+            run.sheets = Sheets(sheets, sheet_every or max(1, steps // 10), model, sheet_sampler, seed)
         if checkpoint is not None:
-            seconds = time.perf_counter() - began
-            header = {"step": step, "seconds": seconds, "history": history, "running": running, "plan": asdict(plan)}
-            _store(Path(checkpoint), header, model, named, averages, optimizer, generator)
-
-    try:
-        with _progress(steps, start, progress) as bar:
-            for step in range(start, steps):
-                rate = _rate(step, plan)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                loss = model.loss(batches(step), generator)  # pyright: ignore[reportCallIssue]
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise NonFinite(_advice("loss", value, step))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
-                if not math.isfinite(norm):
-                    raise NonFinite(_advice("gradient norm", norm, step))
-                optimizer.step()
-                with torch.no_grad():
-                    decay = min(ema, (1 + step) / (10 + step)) if ema else 0.0
-                    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                        averages, [p.detach() for p in parameters], 1 - decay
-                    )
-                running = [running[0] + value, running[1] + norm, running[2] + 1]
-                if (step + 1) % log_every == 0 or step + 1 == steps:
-                    record = {
-                        "step": step + 1,
-                        "loss": running[0] / running[2],
-                        "lr": rate,
-                        "gradient_norm": running[1] / running[2],
-                        "seconds": round(time.perf_counter() - began, 3),
-                    }
-                    history.append(record)
-                    running = [0.0, 0.0, 0.0]
-                    if metrics is not None:
-                        with Path(metrics).open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(record) + "\n")
-                    bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-                if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                    save(step + 1)
-                bar.update(1)
-        with torch.no_grad():
-            for parameter, average in zip(parameters, averages, strict=True):
-                parameter.copy_(average)
-                parameter.grad = None
-    finally:
-        model.train(was_training)
-    seconds = time.perf_counter() - began
-    return FitResult(model, steps, history[-1]["loss"], history, seconds, seed)
+            run.checkpoint = Checkpoint(checkpoint, asdict(plan), model, named, run.averages, run.optimizer, peers)
+            run.checkpoint_every = checkpoint_every
+        return run.go(metrics, tensorboard, progress)
 
 
-class _Batches:
-    """Batches by step: slices of permutations of stored data, or draws from a stream."""
+class _Run:
+    """One call of :func:`fit`."""
 
     def __init__(
-        self, data: Data, batch_size: int, seed: int, generator: torch.Generator, device: torch.device
+        self,
+        model: nn.Module,
+        named: dict[str, nn.Parameter],
+        plan: _Plan,
+        batches: Any,
+        transform: Callable[[Any, torch.Generator], Any] | None,
+        precision: Precision,
+        peers: Processes,
     ) -> None:
-        self.stream = data if callable(data) and not isinstance(data, Tensor) else None
-        self.batch_size, self.seed, self.generator, self.device = batch_size, seed, generator, device
-        if self.stream is None:
-            tensors = (data,) if isinstance(data, Tensor) else tuple(data)  # pyright: ignore[reportArgumentType]
-            if not tensors or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
-                raise TypeError("data is a tensor, a tuple of tensors, or a function (n, generator) -> batch")
-            if len({len(t) for t in tensors}) > 1 or len(tensors[0]) == 0:
-                raise ValueError(f"the tensors of a data set share a length > 0, got {[len(t) for t in tensors]}")
-            for t in tensors:
-                if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                    raise NonFinite("the data hold NaN or infinite values; remove or repair those rows")
-            self.single = isinstance(data, Tensor)
-            self.tensors = tuple(t.to(device) for t in tensors)
-            self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+        self.model: Any = model
+        self.plan, self.batches, self.transform = plan, batches, transform
+        self.precision, self.peers = precision, peers
+        self.parameters = list(named.values())
+        self.generator = torch.Generator(device=self.parameters[0].device)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
+        )
+        self.averages = [p.detach().clone() for p in self.parameters]
+        self.sheets: Sheets | None = None
+        self.checkpoint: Checkpoint | None = None
+        self.checkpoint_every = 0
+        self.history: list[Record] = []
+        self.running = [0.0, 0.0, 0.0, 0.0]  # loss, gradient norm, steps taken and steps left out since the last record
 
-    def __call__(self, step: int) -> Any:
-        if self.stream is not None:
-            return self.stream(self.batch_size, self.generator)
-        n = len(self.tensors[0])
-        wanted, at = [], step * self.batch_size
-        while sum(map(len, wanted)) < self.batch_size:
-            epoch, position = divmod(at, n)
-            if epoch != self.epoch:
-                # One seed per (run, epoch): the order of a resumed run needs no history.
-                source = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-                self.order, self.epoch = torch.randperm(n, generator=source), epoch
-            part = self.order[position : position + self.batch_size - sum(map(len, wanted))]
-            wanted.append(part)
-            at += len(part)
-        index = torch.cat(wanted).to(self.device)
-        rows = tuple(t[index] for t in self.tensors)
-        return rows[0] if self.single else rows
+    # ------------------------------------------------------------------ a run
+
+    def go(self, metrics: PathLike | None, tensorboard: PathLike | None, progress: bool | None) -> FitResult:
+        """All steps, or those after a checkpoint."""
+        start, spent = self._begin()
+        first = self.peers.first
+        records = Records(
+            self.history,
+            metrics if first else None,
+            tensorboard if first else None,
+            start,
+            self.plan.steps,
+            progress if first else False,
+        )
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.train()
+        began = time.perf_counter() - spent
+        with contextlib.closing(records):
+            try:
+                for step in range(start, self.plan.steps):
+                    self._step(step)
+                    taken = step + 1
+                    last = taken == self.plan.steps
+                    if taken % self.plan.log_every == 0 or last:
+                        records.add(self._record(taken, time.perf_counter() - began))
+                    if self.sheets is not None and first and (taken % self.sheets.every == 0 or last):
+                        self.sheets.draw(taken, self.parameters, self.averages)
+                    if self.checkpoint is not None and (taken % self.checkpoint_every == 0 or last):
+                        records.flush()
+                        self._save(taken, time.perf_counter() - began)
+                    records.stepped()
+                with torch.no_grad():
+                    for parameter, average in zip(self.parameters, self.averages, strict=True):
+                        parameter.copy_(average)
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                for parameter in self.parameters:
+                    parameter.grad = None
+        seconds = time.perf_counter() - began
+        return FitResult(self.model, self.plan.steps, self.history[-1]["loss"], self.history, seconds, self.plan.seed)
+
+    def _begin(self) -> tuple[int, float]:
+        """Steps taken and seconds spent so far: from the checkpoint, or none after preparing the model."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            header = self.checkpoint.restore()
+            self.history.extend(header["history"])
+            self.running = header["running"]
+            self.precision.restore(header["scaler"])
+            if isinstance(self.batches, IteratedBatches):
+                self.batches.at_epoch(header["epoch"])
+            return header["step"], header["seconds"]
+        self.peers.broadcast(self.model)
+        if hasattr(self.model, "prepare"):
+            batch = self._batch(0)
+            with torch.no_grad():
+                self._seed("prepare", 0)
+                self.model.prepare(batch, self.generator)
+            self.peers.broadcast(self.model)
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averages, strict=True):
+                average.copy_(parameter)
+        return 0, 0.0
+
+    def _save(self, taken: int, seconds: float) -> None:
+        assert self.checkpoint is not None
+        self.checkpoint.save(
+            {
+                "step": taken,
+                "seconds": seconds,
+                "history": self.history,
+                "running": self.running,
+                "scaler": self.precision.state(),
+                "epoch": self.batches.first if isinstance(self.batches, IteratedBatches) else 0,
+            }
+        )
+
+    # ----------------------------------------------------------------- a step
+
+    def _seed(self, purpose: str, number: int) -> None:
+        """Seed the generator, and torch's global one for dropout layers, by purpose and micro-batch."""
+        torch.manual_seed(derive(self.plan.seed, "global", purpose, number))
+        self.generator.manual_seed(derive(self.plan.seed, purpose, number))
+
+    def _batch(self, number: int) -> Any:
+        self._seed("batch", number)
+        batch = self.batches(number, self.generator)
+        if self.transform is None:
+            return batch
+        self._seed("transform", number)
+        return self.transform(batch, self.generator)
+
+    def _step(self, step: int) -> None:
+        plan = self.plan
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self._gradients(step)
+        self.peers.sum_gradients(self.parameters)
+        self.precision.unscale(self.optimizer)
+        if plan.accumulate > 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(plan.accumulate)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, math.inf if plan.clip is None else plan.clip))
+        if not math.isfinite(norm) and self.precision.scaler is None:
+            raise NonFinite(_advice("gradient norm", norm, step, plan.precision))
+        if self.precision.step(self.optimizer, math.isfinite(norm), step):
+            self._average(step)
+            self.running = [a + b for a, b in zip(self.running, (value, norm, 1.0, 0.0), strict=True)]
+        else:
+            self.running[3] += 1
+
+    def _gradients(self, step: int) -> float:
+        """Sum of the gradients of this process's micro-batches, in place; the mean loss of all processes."""
+        total = 0.0
+        for micro in self.peers.share(self.plan.accumulate):
+            number = step * self.plan.accumulate + micro
+            batch = self._batch(number)
+            self._seed("loss", number)
+            with self.precision.autocast():
+                loss = self.model.loss(batch, self.generator)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                if isinstance(loss, Tensor) and not loss.ndim:
+                    what = "one without a gradient"
+                raise TypeError(f"loss() of {type(self.model).__name__} returns a scalar with a graph, got {what}")
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            self.precision.scale(loss).backward()
+        value = self.peers.sum([total])[0] / self.plan.accumulate
+        if not math.isfinite(value):
+            raise NonFinite(_advice("loss", value, step, self.plan.precision))
+        return value
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.plan.ema, (1 + step) / (10 + step)) if self.plan.ema else 0.0
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.averages, [p.detach() for p in self.parameters], 1 - decay
+        )
+
+    def _record(self, taken: int, seconds: float) -> Record:
+        loss, norm, count, skipped = self.running
+        self.running = [0.0, 0.0, 0.0, 0.0]
+        record = {
+            "step": taken,
+            "loss": loss / count if count else math.nan,
+            "lr": self.plan.rate(taken - 1),
+            "gradient_norm": norm / count if count else math.nan,
+            "seconds": round(seconds, 3),
+        }
+        if self.precision.scaler is not None:
+            record |= {"skipped": skipped, "loss_scale": self.precision.scaler.get_scale()}
+        if hasattr(self.model, "metrics"):
+            found = {key: float(value) for key, value in self.model.metrics().items()}
+            if twice := sorted(found.keys() & record.keys()):
+                raise ValueError(
+                    f"metrics() of {type(self.model).__name__} returns {twice}, which fit() reports itself"
+                )
+            record |= found
+        return record
 
 
 def _check_numbers(
-    steps: int, batch_size: int, lr: float, ema: float, clip: float | None, seed: int, *intervals: int
+    steps: Any, batch_size: Any, lr: Any, warmup: Any, weight_decay: Any, ema: Any, clip: Any, seed: Any
 ) -> None:
-    for name, value in {"steps": steps, "batch_size": batch_size}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is a positive int, got {value!r}")
-    if any(not isinstance(i, int) or i < 1 for i in intervals):
-        raise ValueError(f"checkpoint_every and log_every are positive ints, got {intervals}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps is a positive int, got {steps!r}")
+    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+        raise ValueError(f"batch_size is a positive int, got {batch_size!r}")
+    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0):
+        raise ValueError(f"warmup is a number of steps >= 0, got {warmup!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise TypeError(f"seed is an int >= 0, got {seed!r}")
+    for name, value in {"lr": lr, "weight_decay": weight_decay, "ema": ema, "clip": clip}.items():
+        if (value is not None or name != "clip") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{name} is a number, got {value!r}")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr is a number > 0, got {lr!r}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay is a number >= 0, got {weight_decay!r}")
     if not 0 <= ema < 1:
         raise ValueError(f"ema is a decay in [0, 1), got {ema!r}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is a gradient norm > 0 or None, got {clip!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise TypeError(f"seed is an int >= 0, got {seed!r}")
 
 
-def _advice(what: str, value: float, step: int) -> str:
+def _check_intervals(intervals: dict[str, int | None]) -> None:
+    optional = {"accumulate", "sheet_every"}
+    for name, value in intervals.items():
+        if value is None and name in optional:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is a positive int, got {value!r}")
+
+
+def _advice(what: str, value: float, step: int, precision: str) -> str:
+    half = (
+        " Half precision ends at 65504: an activation may have overflowed, which precision='bf16' would not."
+        if precision == "fp16"
+        else ""
+    )
     return (
         f"the {what} is {value} at step {step}: nothing was skipped or repaired. Look for NaN or huge values in the "
-        "data, lower lr, or tighten clip; with checkpoint= the run resumes from its last good step"
+        f"data, lower lr, or tighten clip; with checkpoint= the run resumes from its last good step.{half}"
     )
-
-
-def _rate(step: int, plan: _Plan) -> float:
-    if step < plan.warmup:
-        return plan.lr * (step + 1) / plan.warmup
-    return plan.lr * 0.5 * (1 + math.cos(math.pi * (step - plan.warmup) / max(1, plan.steps - plan.warmup)))
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def _store(
-    path: Path,
-    header: dict[str, Any],
-    model: nn.Module,
-    named: dict[str, nn.Parameter],
-    averages: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
-    """Write one safetensors file, whose header carries what is not a tensor, in one rename."""
-    from safetensors.torch import save
-
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for (name, parameter), average in zip(named.items(), averages, strict=True):
-        tensors[f"ema.{name}"] = average
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    tensors["generator"] = generator.get_state()
-    stored = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-    write_atomically(path, save(stored, metadata={"boltzmix": json.dumps(header)}))
-
-
-def _restore(
-    path: Path,
-    plan: _Plan,
-    model: nn.Module,
-    named: dict[str, nn.Parameter],
-    averages: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            header = json.loads((file.metadata() or {})["boltzmix"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of fit(): {error}; remove it or name another file") from error
-    different = {k: (v, asdict(plan)[k]) for k, v in header["plan"].items() if asdict(plan)[k] != v}
-    if different:
-        listed = ", ".join(f"{k}: {was} there, {now} here" for k, (was, now) in different.items())
-        raise ValueError(f"{path} belongs to a run with other settings ({listed}); use them, or another file")
-    try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another model: {error}") from error
-    for (name, parameter), average in zip(named.items(), averages, strict=True):
-        average.copy_(tensors[f"ema.{name}"])
-        prefix, suffix = "optimizer.", f".{name}"
-        for key, value in tensors.items():
-            if key.startswith(prefix) and key.endswith(suffix) and "." not in key[len(prefix) : -len(suffix)]:
-                state = key[len(prefix) : -len(suffix)]
-                optimizer.state[parameter][state] = value if state == "step" else value.to(parameter.device)
-    generator.set_state(tensors["generator"])
-    return header
-
-
-def _write_text(path: Path, content: str) -> None:
-    write_atomically(path, content.encode())
-
-
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def update(self, n: int) -> None:
-        """Nothing."""
-
-    def set_postfix(self, **_: Any) -> None:
-        """Nothing."""
-
-
-@contextlib.contextmanager
-def _progress(steps: int, start: int, progress: bool | None) -> Iterator[Any]:
-    if progress or (progress is None and sys.stderr.isatty()):
-        from tqdm import tqdm
-
-        with tqdm(total=steps, initial=start, desc="fit", unit="step", leave=False) as bar:
-            yield bar
-    else:
-        yield _Silent()

@@ -111,13 +111,15 @@ class Labelled(Term):
     # --------------------------------------------------------------- helpers
 
     def _weights(self) -> Tensor:
-        """A floating-point tensor of the network: its dtype and device are those of the model."""
+        """A tensor of the network, whose dtype and device are those of the model; an empty one where it has none."""
         tensors = (*self.core.parameters(), *self.core.buffers())
-        return next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     def _match(self, x: Tensor) -> None:
-        """Refuse a state in another dtype or on another device than the weights."""
+        """Refuse a state in another dtype or on another device than the weights, where there are any."""
         own = self._weights()
+        if own.numel() == 0:
+            return
         if (x.is_floating_point() and x.dtype != own.dtype) or x.device != own.device:
             raise TypeError(
                 f"{self.name()} holds {own.dtype} weights on {own.device} and got {x.dtype} on {x.device}; "
@@ -134,6 +136,10 @@ class Labelled(Term):
             return self.labels
         return None if self.label is None else torch.full((n,), self.label, dtype=torch.long, device=device)
 
+    def _data_shape(self) -> tuple[int, ...]:
+        """Shape of a row of training data; models with latents have other variables beside it."""
+        return self.event_shape
+
     def _training_batch(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """A batch ``x`` or ``(x, label)`` as data and labels, of which a share ``dropout`` is hidden (−1).
 
@@ -141,8 +147,9 @@ class Labelled(Term):
             ValueError: another event shape, or labels that the model does not take.
         """
         x, label = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
-        if x.shape[1:] != self.event_shape:
-            raise ValueError(f"a batch has shape (N, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
+        shape = self._data_shape()
+        if x.shape[1:] != shape:
+            raise ValueError(f"a batch has shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         if label is not None and self.num_classes is None:
             raise ValueError("the batch has labels and the model takes none; build it with num_classes=")
         if label is not None and self.dropout > 0:

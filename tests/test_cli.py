@@ -49,7 +49,7 @@ def test_as_a_module_it_prints_its_version():
         (["--help"], ["demo", "bench", "train", "examples:", "bm.sample(circle * bar"]),
         (["demo", "--help"], ["--quick", "--out", "--seed"]),
         (["bench", "--help"], ["compositions", "speed", "--seeds"]),
-        (["train", "--help"], ["--steps", "--out"]),
+        (["train", "--help"], ["--steps", "--out", "--print-config diffusion", "[data]", "folder =", "torchrun"]),
     ],
 )
 def test_help_teaches(arguments, said, capsys):
@@ -62,7 +62,16 @@ def test_help_teaches(arguments, said, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["dance"], ["bench"], ["train"], ["train", "ring", "--steps", "0"], ["bench", "speed", "--seeds", "two"]],
+    [
+        [],
+        ["dance"],
+        ["bench"],
+        ["train"],
+        ["train", "ring", "--steps", "0"],
+        ["train", "ring", "--config", "a.toml"],
+        ["train", "ring", "--set", "fit.lr=1"],
+        ["bench", "speed", "--seeds", "two"],
+    ],
 )
 def test_a_call_that_cannot_be_parsed_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as end:
@@ -79,6 +88,48 @@ def test_arguments_reach_the_commands(calls, tmp_path, capsys):
     assert main(["train", "ring", "--steps", "3", "--out", str(tmp_path)]) == 0
     assert calls["train"] == ("ring", str(tmp_path), {"steps": 3, "seed": 0})
     assert "3 steps" in capsys.readouterr().out
+
+
+def test_a_configuration_is_printed_changed_and_run(tmp_path, monkeypatch, capsys):
+    from boltzmix.models.training import config
+
+    assert main(["train", "--print-config", "diffusion"]) == 0
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out, encoding="utf-8")
+    ran = []
+
+    def run(described, name, **options):
+        ran.append((described, name, options))
+        return SimpleNamespace(steps=3, loss=0.5, seconds=1.0), tmp_path, "my-diffusion"
+
+    monkeypatch.setattr(config, "run", run)
+    file = str(tmp_path / "mine.toml")
+    assert main(["train", "--config", file, "--set", "fit.lr=0.5", "--steps", "3", "--seed", "7", "--out", "here"]) == 0
+    (described, name, options), *_ = ran
+    assert name == "mine"
+    assert (described["fit"]["lr"], described["fit"]["steps"], described["fit"]["seed"]) == (0.5, 3, 7)
+    assert described["output"]["dir"] == "here"
+    assert options["command"] == (
+        "python -m boltzmix train --config mine.toml --set fit.lr=0.5 --set fit.steps=3 --set fit.seed=7"
+    )
+    assert f"written to {tmp_path}" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--config", file]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--print-config", "difusion"], "no example configuration is called 'difusion'; did you mean 'diffusion'"),
+        (["--config", "absent.toml"], "there is no file absent.toml"),
+        (["--config", "diffusion"], "--print-config diffusion > diffusion.toml"),
+    ],
+)
+def test_mistakes_about_configurations_are_one_line(arguments, said, capsys):
+    assert main(["train", *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 1
 
 
 def test_a_demo_with_failed_panels_exits_1(monkeypatch):

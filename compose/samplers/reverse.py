@@ -1,31 +1,48 @@
-r"""Reverse diffusion in the σ coordinate: Heun, DDIM, DDPM and DPM-Solver++ (2M).
+r"""Reverse diffusion in the σ coordinate: Heun, Euler (DDIM), DDPM, DPM-Solver++ (2M) and their stochastic versions.
 
 With :math:`x_\sigma = x_0 + \sigma \varepsilon` the probability-flow equation is
-:math:`dx/d\sigma = -\sigma\, s(x; \sigma)`. Levels follow Karras et al. (2022),
+:math:`dx/d\sigma = -\sigma\, s(x; \sigma) = (x - D) / \sigma` with :math:`D = x + \sigma^2 s`. By default levels
+follow Karras et al. (2022),
 :math:`\sigma_i = (\sigma_{max}^{1/\rho} + \tfrac{i}{N-1}(\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho`, ρ = 7.
+
+In this coordinate the samplers of the literature are one step, from σ to σ' with fresh noise z:
+
+.. math::
+    x' = B + \frac{\sqrt{\sigma'^2 - v}}{\sigma} (x - B) + \sqrt{v}\, z, \qquad
+    v = \eta^2 \sigma'^2 \Bigl(1 - \frac{\sigma'^2}{\sigma^2}\Bigr).
+
+B = D and η = 0 is DDIM (Song, Meng, Ermon 2021), which is Euler's method; η = 1 is DDPM's ancestral step (Ho, Jain,
+Abbeel 2020), also known as Euler ancestral. With B extrapolated from the last two estimates, linearly in −log σ, it is
+DPM-Solver++ (2M) for η = 0 and its SDE version for η = 1 (Lu et al. 2022).
 
 The scheme is exact only for noised terms. The sum of the scores of noised factors is not the score of the
 noised product: for composites this sampler is biased, and warns so.
 """
 
 import itertools
+import math
 import time
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from boltzmix.compose.draw import Draw, zeros
-from boltzmix.compose.errors import NotNormalizable, SamplingWarning
+from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.mixture import Mixture
+from boltzmix.compose.product import Product
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
+from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.sums import run_strata
-from boltzmix.compose.term import check_levels
+from boltzmix.compose.term import Term, check_levels
 
-_SOLVERS = ("heun", "ddim", "ddpm", "dpmpp")
+_SOLVERS = ("heun", "ddim", "ddpm", "dpmpp", "euler", "euler-ancestral")
+_VARIANCES = ("small", "large", "learned")
 
 
 @dataclass(frozen=True)
@@ -36,20 +53,40 @@ class Reverse(Sampler):
     Annealed there. With a Clamp it is the replacement heuristic: known coordinates are set to their noised
     values at every level, which is not conditioning.
 
+    ``sample(…, init=x)`` starts from states x at the first level, ``(n, *event)``, in place of draws of the term's
+    coarse form. Random numbers are drawn from the generator in this order: the start, unless ``init`` is given, as
+    one ``randn`` of all states; then for each step, where its noise is not zero, one ``randn`` of all states (before
+    it, with a Clamp, one for the clamped coordinates).
+
     Args:
         steps: number of levels above zero.
-        solver: ``"heun"`` (second order, two evaluations a step), ``"ddim"`` (Euler), ``"ddpm"``
-            (ancestral, stochastic), ``"dpmpp"`` (DPM-Solver++ 2M, Lu et al., 2022).
-        sigmas: the decreasing levels to use instead of Karras'.
+        solver: ``"heun"`` (second order, two evaluations a step), ``"ddim"`` (Euler's method when eta is 0, and then
+            the same as ``"euler"``), ``"ddpm"`` (ancestral), ``"dpmpp"`` (DPM-Solver++ 2M), ``"euler-ancestral"``
+            (the same as ``"ddim"`` with eta 1).
+        sigmas: the decreasing levels to use instead of Karras', or a :class:`Ladder`.
         rho: curvature of Karras' levels.
         record: keep the states of every level for ``Draw.animate``.
+        eta: share of fresh noise, for ddim and dpmpp: 0 is deterministic, 1 replaces as much as DDPM does.
+        order: of dpmpp, 1 or 2.
+        last_order: of dpmpp's last step, where that ends above zero; a step to zero is of the first order.
+        variance: of ddpm's noise: ``"small"`` (of the posterior given x0), ``"large"`` (of the forward step), or
+            ``"learned"`` (between the two, by a network with twice the channels).
+        clip: (least, greatest) value of the denoised estimate, a bias that some models were tuned with; None for none.
+
+    Raises:
+        ValueError: settings outside their range, or that the solver does not take.
     """
 
     steps: int = 50
     solver: str = "heun"
-    sigmas: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | Ladder | None = None
     rho: float = 7.0
     record: bool = False
+    eta: float = 0.0
+    order: int = 2
+    last_order: int = 2
+    variance: str = "small"
+    clip: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -57,23 +94,41 @@ class Reverse(Sampler):
             raise ValueError(f"Reverse needs steps >= 1, got {self.steps!r}")
         if self.solver not in _SOLVERS:
             raise ValueError(f"solver is one of {_SOLVERS}, got {self.solver!r}")
-        if isinstance(self.rho, bool) or not isinstance(self.rho, (int, float)) or not 0 < self.rho < float("inf"):
+        if not _number(self.rho) or not 0 < self.rho < math.inf:
             raise ValueError(f"Reverse needs a positive finite rho, got {self.rho!r}")
-        if self.sigmas is not None:
+        if self.sigmas is not None and not isinstance(self.sigmas, Ladder):
             levels = [float(s) for s in self.sigmas]
             falling = all(a > b for a, b in itertools.pairwise(levels))
-            if not levels or not falling or not levels[-1] > 0 or not levels[0] < float("inf"):
+            if not levels or not falling or not levels[-1] > 0 or not levels[0] < math.inf:
                 raise ValueError(f"sigmas are finite, positive and strictly decreasing, got {levels}")
+        if not _number(self.eta) or not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is a share of noise in [0, 1], got {self.eta!r}")
+        if self.eta and self.solver not in ("ddim", "dpmpp"):
+            raise ValueError(f"eta is for the solvers ddim and dpmpp; {self.solver!r} has a fixed one")
+        if self.order not in (1, 2) or self.last_order not in (1, 2):
+            raise ValueError(f"dpmpp has order and last_order 1 or 2, got {self.order!r} and {self.last_order!r}")
+        if self.variance not in _VARIANCES:
+            raise ValueError(f"variance is one of {_VARIANCES}, got {self.variance!r}")
+        if self.variance != "small" and self.solver != "ddpm":
+            raise ValueError(f'variance={self.variance!r} is for solver="ddpm", got solver={self.solver!r}')
+        if self.clip is not None:
+            low, high = self.clip
+            if not low < high:
+                raise ValueError(f"clip is (least, greatest) with least < greatest, got {self.clip!r}")
+            if self.solver == "heun":
+                raise ValueError("clip= is for solvers of one evaluation a step, not for heun")
 
     def run(self, request: Request) -> Draw:
         """Integrate from the largest level to the data end."""
         term = request.term
         if isinstance(term, Mixture) and not term.has_energy:
+            if request.init is not None:
+                raise TypeError(
+                    "init= does not say which member of a score-only mixture a state belongs to: leave it out"
+                )
             return run_strata(self, request)
         if request.checkpoint is not None:
             raise ValueError("Reverse is short and keeps no checkpoint; leave out checkpoint=")
-        if request.init is not None:
-            raise TypeError("Reverse starts at the largest noise level and takes no init; leave out init=")
         clock = time.perf_counter()
         view = request.view()
         if term.path == "static":
@@ -90,23 +145,24 @@ class Reverse(Sampler):
                 "Reverse with a Clamp is the replacement heuristic: known coordinates are set to their noised values "
                 "at every level, which biases the others; use Annealed or SMC"
             )
-        levels, x = self._start(view, request)
+        ladder, x = self._start(view, request)
         fixed = view._fixed
         frames = [x.clone()] if self.record else []
         bar = Progress("Reverse", request.progress)
         previous: tuple[Tensor, float] | None = None
         try:
-            for k, sigma in enumerate(levels):
-                following = levels[k + 1] if k + 1 < len(levels) else 0.0
+            for k, sigma in enumerate(ladder.begins):
                 if fixed is not None:
                     noise = torch.randn(
                         request.n, fixed.shape[1], generator=request.generator, dtype=x.dtype, device=x.device
                     )
-                    view._fixed = fixed + sigma * noise
-                x, previous = self._step(view, x, sigma, following, previous, request.generator)
+                    view._fixed = fixed + sigma * noise if sigma < math.inf else noise
+                x, previous = self._step(view, x, ladder, k, previous, request.generator)
+                if ladder.carry is not None and ladder.carry[k] != 1.0:
+                    x = ladder.centre + ladder.carry[k] * (x - ladder.centre)
                 if frames:
                     frames.append(x.clone())
-                bar((k + 1) / len(levels), f"sigma={following:.3g}")
+                bar((k + 1) / len(ladder.begins), f"sigma={ladder.ends[k]:.3g}")
         finally:
             view._fixed = fixed
             bar.close()
@@ -119,18 +175,75 @@ class Reverse(Sampler):
                 SamplingWarning,
                 stacklevel=3,
             )
-        info.levels = [{"sigma": s} for s in levels]
+        info.levels = [{"sigma": s} for s in ladder.begins]
         info.evaluations = view.counter.rows / request.n
         info.network_rows = view.counter.network_rows / request.n
         info.seconds = time.perf_counter() - clock
         return Draw(view.unravel(x), zeros(request.n, x), None, None, info, frames_of(view, frames))
 
-    def _start(self, view: FlatView, request: Request) -> tuple[list[float], Tensor]:
+    # ------------------------------------------------------------------ start
+
+    def _start(self, view: FlatView, request: Request) -> tuple[Ladder, Tensor]:
+        """The ladder, and states at its first level."""
         low, high = view.term.sigma_range
+        ladder = self.sigmas if isinstance(self.sigmas, Ladder) else None
+        if ladder is None and self.sigmas is not None:
+            ladder = Ladder.down([float(s) for s in self.sigmas])  # pyright: ignore[reportGeneralTypeIssues]
+        if ladder is not None:
+            finite = [s for s in ladder.begins if s < math.inf]
+            check_levels(torch.tensor(finite, dtype=torch.float64), (low, high), view.term.name())
+            if self.solver == "heun" and ladder.begins[0] == math.inf:
+                raise ValueError('solver="heun" starts at a finite level, and this ladder at inf; use "euler"')
+        top = ladder.begins[0] if ladder is not None else (high if high < 1e3 else None)
+        if top is None and view.term._rows():
+            top = 1e3  # a network's own range is open above: no evaluations are spent on the search for a start
+        if request.init is not None:
+            x = self._given(view, request, top)
+        elif ladder is not None and ladder.spread is not None:
+            noise = self._noise(view, request)
+            x = noise if top == math.inf else ladder.centre + ladder.spread * noise
+        else:
+            x, top = self._coarse(view, request, top)
+        if ladder is not None:
+            return ladder, x
+        assert top is not None
+        bottom = max(low, 2e-3 * min(1.0, top))
+        ramp = [i / max(self.steps - 1, 1) for i in range(self.steps)]
+        a, b = top ** (1 / self.rho), bottom ** (1 / self.rho)
+        return Ladder.down([(a + t * (b - a)) ** self.rho for t in ramp]), x
+
+    @staticmethod
+    def _noise(view: FlatView, request: Request) -> Tensor:
+        return torch.randn(
+            request.n, view.dim, generator=request.generator, dtype=view.dtype, device=view.device
+        )  # fmt: skip
+
+    def _given(self, view: FlatView, request: Request, top: float | None) -> Tensor:
+        """The states that ``init`` holds, checked."""
+        init = request.init
+        if isinstance(init, Term):
+            raise TypeError(
+                "init for Reverse is the states at its first level, a tensor (n, *event), not a term; draw them first: "
+                "init=term.sample(n)"
+            )
+        if top is None:
+            raise ValueError("init= holds states at the first level: say which one it is, Reverse(sigmas=…)")
+        request.term._check(init, None)
+        x = view.ravel(init)
+        if x.shape[0] != request.n:
+            raise ValueError(f"init holds {x.shape[0]} states and n={request.n} draws were asked for")
+        if x.dtype != view.dtype:
+            raise TypeError(f"init is {x.dtype} and the target {view.dtype}; convert it, or pass dtype={x.dtype}")
+        if not bool(torch.isfinite(x).all()):
+            raise NonFinite("init holds numbers that are not finite")
+        return x.to(view.device)
+
+    @staticmethod
+    def _coarse(view: FlatView, request: Request, top: float | None) -> tuple[Tensor, float]:
+        """Draws of what the term looks like at its top level, and that level."""
+        if top == math.inf:
+            raise ValueError("a ladder that begins at inf starts from unit noise: give it spread=1.0, or pass init=")
         inner = view.as_product()
-        if self.sigmas:
-            check_levels(torch.tensor(self.sigmas, dtype=torch.float64), (low, high), view.term.name())
-        top = self.sigmas[0] if self.sigmas else (high if high < 1e3 else None)
         mean = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
         if top is None:
             path = noise_path(inner, request.generator, 256)
@@ -144,52 +257,126 @@ class Reverse(Sampler):
             # σ_max² alone would forget the spread of the data, and the error survives to the end
             view.count(1)
             coarse = view.term._coarse(torch.tensor(float(top), dtype=torch.float64, device=view.device))
-            x = view.ravel(coarse.sample(request.n, request.generator)).to(mean)
-        else:
-            x, _ = gaussian_draws(mean, top**2 / total, request.n, request.generator)
-        if self.sigmas:
-            return [float(s) for s in self.sigmas], x
-        bottom = max(low, 2e-3 * min(1.0, top))
-        ramp = [i / max(self.steps - 1, 1) for i in range(self.steps)]
-        a, b = top ** (1 / self.rho), bottom ** (1 / self.rho)
-        return [(a + t * (b - a)) ** self.rho for t in ramp], x
+            return view.ravel(coarse.sample(request.n, request.generator)).to(mean), top
+        return gaussian_draws(mean, top**2 / total, request.n, request.generator)[0], top
+
+    # ------------------------------------------------------------------- step
 
     def _step(
         self,
         view: FlatView,
         x: Tensor,
-        sigma: float,
-        following: float,
+        ladder: Ladder,
+        k: int,
         previous: tuple[Tensor, float] | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, tuple[Tensor, float]]:
-        """One step from σ to the following level; also the denoised estimate and the level it was made at."""
-        score = view.at(sigma).score(x)
-        denoised = x + sigma**2 * score
-        if following == 0.0:
-            return denoised, (denoised, sigma)
+        """One step of the ladder; also the denoised estimate and the level it was made at."""
+        sigma, following = ladder.begins[k], ladder.ends[k]
+        estimate, share = self._estimate(view, x, sigma)
+        denoised = estimate if self.clip is None else estimate.clamp(*self.clip)
         if self.solver == "ddpm":
-            share = following**2 / sigma**2
-            mean = denoised + share * (x - denoised)
-            spread = (following**2 * (1.0 - share)) ** 0.5
+            base, variance = denoised, self._variance(ladder, k, share)
+            keep = following**2 / sigma  # the posterior's mean, whatever the variance that is added
+        else:
+            eta = 1.0 if self.solver == "euler-ancestral" else self.eta
+            base = denoised
+            if self.solver == "dpmpp":
+                base = self._extrapolated(denoised, sigma, following, previous, k == len(ladder.begins) - 1)
+            variance = eta**2 * following**2 * (1.0 - (following / sigma) ** 2)
+            keep = math.sqrt(max(following**2 - variance, 0.0))
+        if following == 0.0 and not isinstance(variance, Tensor) and variance == 0.0:
+            return base, (denoised, sigma)
+        least = view.term.sigma_range[0] * (1 - 1e-6)  # a rounded end of the range is still that end
+        if self.solver == "heun" and following >= least:
+            slope = (x - estimate) / sigma
+            euler = x + (following - sigma) * slope
+            second = -following * view.at(following).score(euler)
+            return x + (following - sigma) * 0.5 * (slope + second), (denoised, sigma)
+        if sigma == math.inf:
+            towards = x  # x is the noise itself
+        elif self.solver in ("ddpm", "dpmpp"):
+            towards = (x - base) / sigma
+        else:
+            towards = (x - estimate) / sigma  # DDIM keeps the network's own direction where the estimate is clipped
+        moved = base + keep * towards
+        if isinstance(variance, Tensor) or variance > 0.0:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            return mean + spread * noise, (denoised, sigma)
-        if self.solver == "dpmpp" and previous is not None:
-            # linear extrapolation of the denoised estimate in λ = −log σ to the middle of the step
-            step = torch.tensor(sigma / following).log()
-            before = torch.tensor(previous[1] / sigma).log()
-            ratio = float(step / before)
-            blended = (1 + 0.5 * ratio) * denoised - 0.5 * ratio * previous[0]
-            return blended + following / sigma * (x - blended), (denoised, sigma)
-        euler = x - (following - sigma) * sigma * score
-        if self.solver != "heun" or following < view.term.sigma_range[0]:
-            return euler, (denoised, sigma)
-        second = view.at(following).score(euler)
-        slope = -0.5 * (sigma * score + following * second)
-        return x + (following - sigma) * slope, (denoised, sigma)
+            moved = moved + variance**0.5 * noise
+        return moved, (denoised, sigma)
+
+    def _extrapolated(
+        self, denoised: Tensor, sigma: float, following: float, previous: tuple[Tensor, float] | None, last: bool
+    ) -> Tensor:
+        """The estimate in the middle of the step, linear in λ = −log σ through the last two."""
+        first = self.order == 1 or previous is None or following == 0.0 or (last and self.last_order == 1)
+        if first or previous is None or previous[1] == math.inf:
+            return denoised
+        ratio = math.log(sigma / following) / math.log(previous[1] / sigma)
+        return (1 + 0.5 * ratio) * denoised - 0.5 * ratio * previous[0]
+
+    def _variance(self, ladder: Ladder, k: int, share: Tensor | None) -> float | Tensor:
+        """Variance of the noise that ddpm adds in step k."""
+        sigma, following = ladder.begins[k], ladder.ends[k]
+        lower = following**2 * (1.0 - (following / sigma) ** 2) if ladder.lower is None else ladder.lower[k]
+        upper = sigma**2 - following**2 if ladder.upper is None else ladder.upper[k]
+        if self.variance == "small" or following == upper == 0.0:
+            return lower
+        if self.variance == "large":
+            return upper if ladder.upper is not None or following > 0.0 else 0.0
+        if lower == 0.0:
+            return 0.0  # the geometric mean with zero, whatever the share
+        assert share is not None
+        return (share * math.log(upper) + (1.0 - share) * math.log(lower)).exp()
+
+    def _estimate(self, view: FlatView, x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
+        """E[x0 | x] flat, and the share of the larger variance where the network says."""
+        if sigma == math.inf:
+            return _from_noise(view, x), None
+        if self.variance != "learned":
+            return x + sigma**2 * view.at(sigma).score(x), None
+        both = getattr(view.term, "_score_and_share", None)
+        if both is None:
+            raise TypeError(
+                f'variance="learned" needs one network with a learned variance, and {view.term.name()} is not one; '
+                'use variance="small"'
+            )
+        view.count(x.shape[0])
+        level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
+        score, share = both(view.unravel(x), level)
+        return x + sigma**2 * view.ravel(score), view.ravel(share)
+
+
+def _from_noise(view: FlatView, noise: Tensor) -> Tensor:
+    """E[x0 | pure noise] of factors whose exponents add up to one: Σ w_i D_i, one forward for each network."""
+    term, limit = view.term, torch.tensor(math.inf, dtype=torch.float64)
+    pairs = term.pairs() if isinstance(term, Product) else [(term, None)]
+    weights = [1.0 if exponent is None else float(exponent.value(limit)) for _, exponent in pairs]
+    if abs(math.fsum(weights) - 1.0) > 1e-6:
+        raise ValueError(
+            f"{term.name()}: at sigma = inf only formulas whose exponents add up to 1 have an estimate, these add up "
+            f"to {math.fsum(weights):g}; begin the ladder at a finite level"
+        )
+    groups: dict[Hashable, list[int]] = {}
+    for index, (factor, _) in enumerate(pairs):
+        if getattr(factor, "_estimates_from_noise", None) is None:
+            raise ValueError(f"{factor.name()} has no estimate at sigma = inf; begin the ladder at a finite level")
+        groups.setdefault(factor._group(), []).append(index)
+    view.count(noise.shape[0])
+    state = view.unravel(noise)
+    total: Tensor | float = 0.0
+    for members in groups.values():
+        factors: list[Any] = [pairs[i][0] for i in members]
+        for i, estimate in zip(members, factors[0]._estimates_from_noise(factors, state), strict=True):
+            total = total + weights[i] * view.ravel(estimate)
+    return total  # pyright: ignore[reportReturnType]
 
 
 _warned: set[str] = set()
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _warn_once(message: str) -> None:

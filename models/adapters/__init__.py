@@ -26,7 +26,9 @@ def term(
     a function, with ``kind=``                energy, log-density or score as given; the sign is never guessed
     a zuko flow or distribution               :class:`~boltzmix.models.adapters.zuko.FlowTerm`
     a diffusers network, with ``schedule=``   :func:`~boltzmix.models.adapters.diffusers.from_diffusers`
+    a diffusers pipeline                      :class:`~boltzmix.models.adapters.pipelines.PipelineTerm`
     a network, with ``schedule=``             :class:`~boltzmix.models.adapters.network.NetworkTerm`
+    a transformers causal language model      :class:`~boltzmix.models.adapters.transformers.CausalLM`
     ========================================  ======================================================================
 
     Args:
@@ -54,7 +56,7 @@ def term(
             raise TypeError(f"{obj.name()} is a term already and takes no hints")
         return obj
     library = _library(getattr(obj, "_orig_mod", obj))
-    if library in ("zuko", "diffusers") and kind is not None:
+    if library in ("zuko", "diffusers", "transformers") and kind is not None:
         raise TypeError(f"kind= is for functions; {type(obj).__name__} of {library} says what it is")
     if library == "zuko":
         from boltzmix.models.adapters.zuko import from_zuko
@@ -63,11 +65,19 @@ def term(
             raise TypeError("schedule= is for diffusion networks; a flow has no noise levels")
         return from_zuko(obj, event_shape=event_shape, **hints)
     if library == "diffusers":
-        from boltzmix.models.adapters.diffusers import from_diffusers, from_pipeline
+        from boltzmix.models.adapters.diffusers import from_diffusers
 
         if hasattr(obj, "components"):
+            from boltzmix.models.adapters.pipelines import from_pipeline
+
             return from_pipeline(obj, schedule, event_shape=event_shape, **hints)
         return from_diffusers(obj, schedule, event_shape=event_shape, **hints)
+    if library == "transformers":
+        from boltzmix.models.adapters.transformers import from_transformers
+
+        if schedule is not None:
+            raise TypeError("schedule= is for diffusion networks; a language model has no noise levels")
+        return from_transformers(obj, event_shape=event_shape, **hints)
     if schedule is not None:
         if kind is not None:
             raise TypeError("kind= is for functions of (x, sigma); a network with schedule= takes prediction= instead")
@@ -112,4 +122,4 @@ def from_network(
 def _library(obj: object) -> str:
     """The adapter's library for an object, from the modules of its class and its bases."""
     tops = [cls.__module__.partition(".")[0] for cls in type(obj).__mro__]
-    return next((top for top in tops if top in ("zuko", "diffusers")), "")
+    return next((top for top in tops if top in ("zuko", "diffusers", "transformers")), "")

@@ -1,8 +1,8 @@
 """Networks of the diffusers library, with the schedulers they were trained with, as terms.
 
 A scheduler of diffusers is two things: the noise schedule and the target that a network was trained on, and
-a sampler. Only the first is read here; its clipping, thresholding and spacing of steps are the sampler's
-and do not change what the network knows. ``boltzmix.Reverse`` and the other samplers take that part over.
+a sampler. Only the first changes what the network knows; clipping, thresholding and the spacing of steps are the
+sampler's. :func:`reverse_like` reads these into a ``Reverse`` that does what the scheduler does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,34 +12,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.errors import MissingExtra
-from boltzmix.models.adapters.network import Condition, NetworkTerm
-from boltzmix.models.adapters.schedule import EDM, VP, FlowMatching, Schedule
-
-# Schedulers of one family store the same attributes.
-DISCRETE = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
+from boltzmix.models.adapters.condition import Condition
+from boltzmix.models.adapters.network import NetworkTerm
+from boltzmix.models.adapters.schedule import FlowMatching
+from boltzmix.models.adapters.schedulers import (
+    DISCRETE,
+    FLOW,
+    PRECONDITIONED,
+    known,
+    read_schedule,
+    require_diffusers,
+    reverse_like,
 )
-PRECONDITIONED = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+
+__all__ = [
+    "DISCRETE",
+    "FLOW",
+    "NETWORKS",
+    "PRECONDITIONED",
+    "DiffusersTerm",
+    "from_diffusers",
+    "network_arguments",
+    "read_schedule",
+    "reverse_like",
+]
+
+NETWORKS = (
+    "UNet2DModel",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+)
+TIME_BY_NAME = ("PixArtTransformer2DModel", "SD3Transformer2DModel")  # their second argument is the prompt
 
 
 class DiffusersTerm(NetworkTerm):
     """A :class:`NetworkTerm` whose network follows diffusers' calling convention."""
 
     def _call(self, x_t: Tensor, time: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        return self.net(x_t, time, **conditions, return_dict=False)[0]
+        arguments: dict[str, Any] = {"return_dict": False}
+        kind = known(getattr(self.net, "_orig_mod", self.net), NETWORKS)
+        if kind == "PixArtTransformer2DModel":
+            arguments["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+        for keyword, value in conditions.items():
+            outer, _, inner = keyword.partition(".")  # "added_cond_kwargs.time_ids" is an entry of a dictionary
+            if inner:
+                arguments.setdefault(outer, {})[inner] = value
+            else:
+                arguments[outer] = value
+        if kind in TIME_BY_NAME:
+            return self.net(x_t, timestep=time, **arguments)[0]
+        return self.net(x_t, time, **arguments)[0]
 
     def _time_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return torch.promote_types(dtype, torch.float32)  # float16 has no step 999.5; the networks convert embeddings
@@ -57,11 +81,15 @@ def from_diffusers(
     data_loc: float | Tensor = 0.0,
     data_scale: float = 1.0,
     cast: bool = False,
+    integer_time: bool = False,
+    max_rows: int | None = None,
 ) -> NetworkTerm:
     """A diffusers network and its scheduler as one noised, score-only term.
 
     Args:
-        net: ``UNet2DModel``, ``UNet2DConditionModel`` or ``DiTTransformer2DModel``.
+        net: ``UNet2DModel``, ``UNet2DConditionModel``, ``DiTTransformer2DModel``, ``PixArtTransformer2DModel`` or
+            ``SD3Transformer2DModel``. What it is conditioned on, besides ``label`` and ``context``, depends on it:
+            ``text_embeds`` and ``time_ids`` (SDXL), ``mask`` (PixArt), ``pooled`` (SD3).
         schedule: the scheduler that it was trained with, or a :class:`Schedule` (then with ``prediction=``).
         event_shape: ``(C, H, W)``; by default the configuration's channels and sample size.
         prediction: overrides the scheduler's prediction type.
@@ -72,6 +100,8 @@ def from_diffusers(
         data_scale: scale of the network's data; for the latents z of an autoencoder that the network saw as
             ``scaling_factor · z``, it is ``1 / scaling_factor``.
         cast: convert x for a network in another dtype, and its prediction back.
+        integer_time: ask at whole steps, as samplers of whole steps do at levels between them.
+        max_rows: the most rows of one forward.
 
     Raises:
         MissingExtra: diffusers is not installed.
@@ -86,9 +116,31 @@ def from_diffusers(
         >>> p.score(torch.zeros(2, 1, 8, 8), 1.0).shape
         torch.Size([2, 1, 8, 8])
     """
+    nulls = {"label": null_label, "context": null_context}
+    arguments, options = network_arguments(net, schedule, event_shape, prediction, velocity, nulls)
+    return DiffusersTerm(
+        *arguments,
+        **options,
+        data_loc=data_loc,
+        data_scale=data_scale,
+        cast=cast,
+        integer_time=integer_time,
+        max_rows=max_rows,
+    )
+
+
+def network_arguments(
+    net: Any,
+    schedule: object,
+    event_shape: Sequence[int] | None,
+    prediction: str | None,
+    velocity: str | None,
+    nulls: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a :class:`DiffusersTerm` needs to know of a network, read from its configuration."""
     require_diffusers()
     inner = getattr(net, "_orig_mod", net)  # under torch.compile
-    kind = _known(inner, NETWORKS)
+    kind = known(inner, NETWORKS)
     if kind is None:
         raise TypeError(
             f"from_diffusers knows the networks {list(NETWORKS)}, got {type(net).__name__}; wrap another network in a "
@@ -106,86 +158,9 @@ def from_diffusers(
             f"{kind} maps {channels} channels to {outputs}: it expects more than the noisy state; wrap it in a "
             "function of (x_t, t) that adds the rest"
         )
-    return DiffusersTerm(
-        net,
-        found,
-        predicted,
-        _event_shape(config, event_shape),
-        conditions=_conditions(kind, config, null_label, null_context),
-        learned_variance=outputs == 2 * channels,
-        data_loc=data_loc,
-        data_scale=data_scale,
-        cast=cast,
-    )
-
-
-def from_pipeline(pipeline: Any, schedule: object = None, **hints: Any) -> NetworkTerm:
-    """The network and scheduler of an unconditional pipeline, such as ``DDPMPipeline``.
-
-    Raises:
-        TypeError: pipelines with other parts (text encoders), whose conditions are the user's to prepare.
-    """
-    parts = pipeline.components
-    net = parts.get("unet", parts.get("transformer"))
-    extra = sorted(n for n, part in parts.items() if n not in ("unet", "transformer", "scheduler") and part is not None)
-    if net is None or "scheduler" not in parts or extra:
-        raise TypeError(
-            f"{type(pipeline).__name__} also has {extra}: pass the parts, term(pipeline.unet, "
-            "schedule=pipeline.scheduler), and encode prompts with its own encoders: p.given(context=embedding)"
-        )
-    return from_diffusers(net, parts["scheduler"] if schedule is None else schedule, **hints)
-
-
-def read_schedule(schedule: object, prediction: str | None = None) -> tuple[Schedule, str]:
-    """The noise schedule and the prediction type that a scheduler stands for.
-
-    Raises:
-        TypeError: an unknown scheduler; the message lists the known.
-        ValueError: no schedule, or a :class:`Schedule` without ``prediction=``.
-    """
-    if schedule is None:
-        raise ValueError(
-            "a diffusion network needs schedule=, the scheduler that it was trained with: "
-            'term(net, schedule=DDPMScheduler.from_pretrained(…, subfolder="scheduler"))'
-        )
-    if isinstance(schedule, Schedule):
-        if prediction is None:
-            raise ValueError(f"{type(schedule).__name__} does not say what the network predicts: pass prediction=")
-        return schedule, prediction
-    name = _known(schedule, (*DISCRETE, *PRECONDITIONED, *FLOW))
-    if name is None:
-        raise TypeError(
-            f"unknown scheduler {type(schedule).__name__}; known are {[*DISCRETE, *PRECONDITIONED, *FLOW]}, or a "
-            "Schedule of boltzmix.models.adapters.schedule with prediction="
-        )
-    config: Any = getattr(schedule, "config")  # noqa: B009
-    own = config.get("prediction_type", "flow")
-    if name in PRECONDITIONED:
-        # Their "epsilon" is the raw network of the preconditioning.
-        own = "edm" if own == "epsilon" else own
-        return EDM(config.sigma_min, config.sigma_max, config.sigma_data), prediction or own
-    steps = config.num_train_timesteps
-    if name in FLOW or config.get("use_flow_sigmas") or own == "flow_prediction":
-        if config.get("invert_sigmas"):
-            raise TypeError(f"{name} with invert_sigmas is not known; describe it with FlowMatching(data_at=1, …)")
-        return FlowMatching(1 / steps, 1 - 1 / steps, time_scale=steps), prediction or own
-    if config.get("timestep_type") == "continuous" and own == "v_prediction":
-        # Networks told ¼ log σ, trained on a continuum: EDM's form with unit data.
-        table = VP(schedule.alphas_cumprod).sigma_range  # pyright: ignore[reportAttributeAccessIssue]
-        return EDM(config.sigma_min or table[0], config.sigma_max or table[1], 1.0), prediction or own
-    return VP(schedule.alphas_cumprod), prediction or own  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def require_diffusers() -> None:
-    """Say how to install diffusers where it is missing."""
-    try:
-        import diffusers  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra('diffusers networks need the extra: pip install "boltzmix[diffusers]"') from error
-
-
-def _known(obj: object, names: Sequence[str]) -> str | None:
-    return next((c.__name__ for c in type(obj).__mro__ if c.__name__ in names), None)
+    shape = _event_shape(config, event_shape)
+    options = {"conditions": _conditions(kind, inner, nulls), "learned_variance": outputs == 2 * channels}
+    return (net, found, predicted, shape), options
 
 
 def _event_shape(config: Any, given: Sequence[int] | None) -> tuple[int, ...]:
@@ -201,33 +176,61 @@ def _event_shape(config: Any, given: Sequence[int] | None) -> tuple[int, ...]:
     return shape
 
 
-def _conditions(kind: str, config: Any, null_label: int | None, null_context: Tensor | None) -> dict[str, Condition]:
-    found: dict[str, Condition] = {}
+def _conditions(kind: str, inner: Any, nulls: Mapping[str, Any]) -> dict[str, Condition]:
+    config, found = inner.config, {}
     if kind == "DiTTransformer2DModel":
         classes = config.num_embeds_ada_norm
-        found["label"] = Condition("class_labels", classes, null=classes if null_label is None else null_label)
-    elif config.get("class_embed_type") is not None:
+        found["label"] = Condition("class_labels", classes, null=classes)
+    elif kind == "PixArtTransformer2DModel":
+        if inner.use_additional_conditions:
+            raise TypeError("PixArt with resolution and aspect ratio as conditions is not known; see from_diffusers")
+        found["context"] = Condition("encoder_hidden_states", shape=(None, config.caption_channels))
+        found["mask"] = Condition("encoder_attention_mask", shape=(None,))
+    elif kind == "SD3Transformer2DModel":
+        found["context"] = Condition("encoder_hidden_states", shape=(None, config.joint_attention_dim))
+        found["pooled"] = Condition("pooled_projections", shape=(config.pooled_projection_dim,))
+    else:
+        found = _unet_conditions(kind, config)
+    for name, null in nulls.items():
+        if null is None:
+            continue
+        if name not in found:
+            raise ValueError(f"null_{name}= was given, and this {kind} takes no {name}")
+        condition = found[name]
+        if condition.classes is None:
+            null = condition.parse(f"null_{name}", null)
+        else:
+            rows = condition.classes + (kind == "DiTTransformer2DModel")
+            if not 0 <= null < rows:
+                raise ValueError(f"null_{name} is in 0 … {rows - 1} for this network, got {null}")
+        found[name] = replace(condition, null=null)
+    return found
+
+
+def _unet_conditions(kind: str, config: Any) -> dict[str, Condition]:
+    found: dict[str, Condition] = {}
+    if config.get("class_embed_type") is not None:
         raise TypeError(
             f"class_embed_type={config.class_embed_type!r} is not known: wrap the network in a function of (x_t, t)"
         )
-    elif config.num_class_embeds is not None:
-        found["label"] = Condition("class_labels", config.num_class_embeds, null=null_label)
-    if kind == "UNet2DConditionModel":
-        if config.get("addition_embed_type") is not None:
-            raise TypeError(
-                f"addition_embed_type={config.addition_embed_type!r} needs more than a context: wrap the network in a "
-                "function of (x_t, t, encoder_hidden_states)"
-            )
-        width = config.get("encoder_hid_dim") or config.cross_attention_dim
-        width = width if isinstance(width, int) else None
-        found["context"] = Condition("encoder_hidden_states", shape=(None, width))
-        if null_context is not None:
-            null = found["context"].parse("null_context", null_context)
-            found["context"] = replace(found["context"], null=null)
-    for name, null in (("label", null_label), ("context", null_context)):
-        if null is not None and name not in found:
-            raise ValueError(f"null_{name}= was given, and this {kind} takes no {name}")
-    rows = 0 if "label" not in found else found["label"].classes + (kind == "DiTTransformer2DModel")  # pyright: ignore[reportOptionalOperand]
-    if null_label is not None and not 0 <= null_label < rows:
-        raise ValueError(f"null_label is in 0 … {rows - 1} for this network, got {null_label}")
+    if config.num_class_embeds is not None:
+        found["label"] = Condition("class_labels", config.num_class_embeds)
+    if kind != "UNet2DConditionModel":
+        return found
+    if config.get("time_cond_proj_dim") is not None:
+        raise TypeError(
+            "time_cond_proj_dim: the network was distilled to take its guidance scale as an input, and a formula "
+            "cannot set that; use the network that it was distilled from"
+        )
+    added = config.get("addition_embed_type")
+    if added not in (None, "text_time"):
+        raise TypeError(
+            f"addition_embed_type={added!r} needs more than a context: wrap the network in a "
+            "function of (x_t, t, encoder_hidden_states)"
+        )
+    width = config.get("encoder_hid_dim") or config.cross_attention_dim
+    found["context"] = Condition("encoder_hidden_states", shape=(None, width if isinstance(width, int) else None))
+    if added == "text_time":
+        found["text_embeds"] = Condition("added_cond_kwargs.text_embeds", shape=(None,))
+        found["time_ids"] = Condition("added_cond_kwargs.time_ids", shape=(None,))
     return found

@@ -11,80 +11,27 @@ The noise prediction needs no factor for the scale: the same ε was added in bot
 """
 
 import contextlib
-import hashlib
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from boltzmix.compose.errors import NonFinite
 from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.variable import Variable, expand_rows
-from boltzmix.models.adapters.schedule import Schedule
+from boltzmix.models.adapters.condition import (
+    Condition,
+    ConditionValue,
+    describe,
+    fingerprint,
+    location,
+    scale,
+)
+from boltzmix.models.adapters.schedule import FlowMatching, Schedule
 
-ConditionValue = int | Tensor
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition that a network takes, and the value that stands for its absence.
-
-    Args:
-        keyword: the network's argument that receives it, batched: ``(N,)`` labels or ``(N, *shape)``.
-        classes: labels are 0 … classes − 1; None for conditions that are float tensors.
-        shape: shape of a float condition, None where any size goes: ``(None, 768)`` for token embeddings.
-        null: the label or tensor that makes the network unconditional; None: the network needs the condition.
-    """
-
-    keyword: str
-    classes: int | None = None
-    shape: tuple[int | None, ...] | None = None
-    null: ConditionValue | None = None
-
-    def parse(self, name: str, value: object) -> ConditionValue:
-        """A validated label, or a tensor of ``shape``.
-
-        Raises:
-            TypeError: neither an int nor a tensor of the right kind.
-            ValueError: a label out of range, or a tensor of the wrong shape.
-        """
-        return self._label(name, value) if self.classes is not None else self._tensor(name, value)
-
-    def _label(self, name: str, value: object) -> int:
-        if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool:
-            if value.numel() != 1:
-                raise ValueError(
-                    f"{name} is one label per term, got a tensor of shape {tuple(value.shape)}; "
-                    "make one term per label: they share one forward"
-                )
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is an integer label, got {_describe(value)}")
-        assert self.classes is not None
-        null = self.null if isinstance(self.null, int) else None
-        if not 0 <= value < self.classes and value != null:
-            extra = "" if null is None else f" (or {null} for none)"
-            raise ValueError(f"{name} is a label in 0 … {self.classes - 1}{extra}, got {value}")
-        return value
-
-    def _tensor(self, name: str, value: object) -> Tensor:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} is a floating-point tensor, got {_describe(value)}")
-        if self.shape is None:
-            return value
-        wanted = "(" + ", ".join("any" if s is None else str(s) for s in self.shape) + ")"
-        if value.ndim == len(self.shape) + 1 and value.shape[0] == 1:
-            value = value[0]
-        if value.ndim != len(self.shape) or any(
-            s not in (None, own) for s, own in zip(self.shape, value.shape, strict=True)
-        ):
-            raise ValueError(
-                f"{name} has shape {wanted}, without a batch dimension, got {tuple(value.shape)}; "
-                "make one term per condition: they share one forward"
-            )
-        return value
+HALF = (torch.float16, torch.bfloat16)
 
 
 class NetworkTerm(Term):
@@ -106,13 +53,17 @@ class NetworkTerm(Term):
         learned_variance: the network returns 2C channels, of which the first C are the prediction.
         data_loc: shift of the network's data, which are (x − data_loc) / data_scale; broadcasts over the event.
         data_scale: scale of the network's data, a positive number.
-        cast: convert x to the network's dtype, and its prediction back; otherwise dtypes must agree.
+        cast: convert x to the network's dtype, and its prediction back; otherwise dtypes must agree. The states of
+            a network in half precision are then float32.
+        max_rows: the most rows of one forward; larger batches (k conditions of N states are k·N rows) are split.
         integer_time: round times to whole steps, for networks that look them up in a table; the score is then
             exact at the schedule's own levels only.
 
     Raises:
         TypeError: x and the network differ in dtype and ``cast`` is not set.
         ValueError: levels outside the training range, predictions of the wrong shape, missing conditions.
+        NonFinite: a network in half precision gave inf or NaN for finite states; other networks' predictions are
+            handed on as they are, and samplers count them.
 
     Example:
         >>> from boltzmix.models.adapters.schedule import VE
@@ -139,6 +90,7 @@ class NetworkTerm(Term):
         data_scale: float = 1.0,
         cast: bool = False,
         integer_time: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         """Check the description; the network is not called."""
         super().__init__()
@@ -149,9 +101,14 @@ class NetworkTerm(Term):
         self.net = net
         self.schedule = schedule
         self.prediction = schedule.resolve(prediction)
-        self.variables = Variable(tuple(event_shape))
-        self.data_scale = _scale(data_scale)
-        self._location = _location(data_loc, self.variables.shape)
+        if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
+            raise ValueError(f"max_rows is a positive int or None, got {max_rows!r}")
+        self.max_rows = max_rows
+        # a network in half precision has float32 states; others take the dtype that they are given
+        half = cast and network_dtype(net) in HALF
+        self.variables = Variable(tuple(event_shape), dtype=torch.float32 if half else None)
+        self.data_scale = scale(data_scale)
+        self._location = location(data_loc, self.variables.shape)
         self.register_buffer("data_loc", self._location if isinstance(self._location, Tensor) else None)
         self.learned_variance, self.cast, self.integer_time = learned_variance, cast, integer_time
         least, most = schedule.sigma_range
@@ -176,7 +133,9 @@ class NetworkTerm(Term):
             self.data_scale,
             (learned_variance, cast, integer_time),
         )
-        self._key = (self._identity, tuple(sorted((n, fingerprint(v)) for n, v in self._frozen.items())))
+        # what stands for no condition counts like one: p.given(label=null) is p, and another null is another term
+        values = {name: c.null for name, c in self._conditions.items() if c.null is not None} | self._frozen
+        self._key = (self._identity, tuple(sorted((n, fingerprint(v)) for n, v in values.items())))
 
     # ------------------------------------------------------------------ hooks
 
@@ -185,18 +144,24 @@ class NetworkTerm(Term):
 
     def _given(self, **condition: object) -> "NetworkTerm":
         values = self._values()
+        return self._view({**{name: values[name] for name in self._frozen}, **condition})
+
+    def _view(self, given: Mapping[str, object], **more: Any) -> "NetworkTerm":
+        """The same network with other frozen conditions; subclasses add their own arguments."""
         return type(self)(
             self.net,
             self.schedule,
             self.prediction,
             self.event_shape,
             conditions={name: self._current(name) for name in self._conditions},
-            given={**{name: values[name] for name in self._frozen}, **condition},  # pyright: ignore[reportArgumentType]
+            given=given,  # pyright: ignore[reportArgumentType]
             learned_variance=self.learned_variance,
             data_loc=self._location if self.data_loc is None else self.data_loc,  # pyright: ignore[reportArgumentType]
             data_scale=self.data_scale,
             cast=self.cast,
             integer_time=self.integer_time,
+            max_rows=self.max_rows,
+            **more,
         )
 
     def key(self) -> Hashable:
@@ -235,46 +200,125 @@ class NetworkTerm(Term):
 
     def _scores(self, terms: "Sequence[NetworkTerm]", x: Tensor, sigma: Tensor | None) -> list[Tensor]:
         """Scores of several conditions of this network at one (x, σ)."""
-        own = self._net_dtype(x)
-        keep = torch.is_grad_enabled() and any(term._needs_graph(x) for term in terms)
+        scores: list[Tensor | None] = [None] * len(terms)
         if sigma is None:
             sigma = torch.tensor(self.sigma_range[0], dtype=x.dtype, device=x.device)
-        level = sigma / self.data_scale
-        with torch.set_grad_enabled(keep), attention_for_second_derivatives(keep and x.requires_grad):
-            y = x if self.data_loc is None and self._location == 0 else x - self._shift(x)
-            y = y if self.data_scale == 1 else y / self.data_scale
-            x_t = (expand_rows(self.schedule.alpha(level).to(x.dtype), y) * y).to(own)
-            time = self.schedule.time(level)
-            time = (time.round().long() if self.integer_time else time.to(self._time_dtype(own))).expand(x.shape[0])
-            scores: list[Tensor | None] = [None] * len(terms)
-            for members in _together(terms):
-                k = len(members)
-                rows = x_t if k == 1 else x_t.repeat(k, *([1] * (x.ndim - 1)))
-                conditions = self._batched([terms[i] for i in members], x.shape[0], rows)
-                output = self._call(rows, time if k == 1 else time.repeat(k), conditions)
-                output = self._checked(output, rows).to(x.dtype).reshape(k, *x.shape)
-                eps = self.schedule.eps(self.prediction, output, y, level)
+        with self._graph(terms, x):
+            for members, output, y in self._outputs(terms, x, sigma):
+                eps = self.schedule.eps(self.prediction, output[:, :, : x.shape[1]], y, sigma / self.data_scale)
                 found = (eps * expand_rows(-1 / sigma, x)).unbind(0)
                 for i, s in zip(members, found, strict=True):
                     scores[i] = s
         return scores  # pyright: ignore[reportReturnType]
 
-    def _batched(self, terms: "Sequence[NetworkTerm]", n: int, like: Tensor) -> dict[str, Tensor]:
-        """Each condition repeated over the n rows of its term: ``(k·N, …)``."""
+    def _score_and_share(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The score, and the share of the larger of two variances that the other half of the channels stands for.
+
+        The step's log-variance is share · log β + (1 − share) · log β̃ (Nichol, Dhariwal 2021, equation 15, with the
+        network's number in [−1, 1]).
+        """
+        if not self.learned_variance:
+            raise TypeError(f"{self.name()} has no learned variance: its network returns as many channels as x has")
+        with self._graph([self], x):
+            ((_, output, y),) = self._outputs([self], x, sigma)
+            eps = self.schedule.eps(self.prediction, output[0, :, : x.shape[1]], y, sigma / self.data_scale)
+            return eps * expand_rows(-1 / sigma, x), (output[0, :, x.shape[1] :] + 1) / 2
+
+    def _estimates_from_noise(self, terms: "Sequence[NetworkTerm]", noise: Tensor) -> list[Tensor]:
+        """E[x0 | pure noise], the limit σ → ∞, in which x / σ is unit noise; flow matching has it at t = 1."""
+        schedule = self.schedule
+        if not isinstance(schedule, FlowMatching) or self.prediction not in ("flow", "sample"):
+            raise ValueError(
+                f"{self.name()} has no estimate at sigma = inf: {type(schedule).__name__} with "
+                f"{self.prediction!r} does not define it; begin at a finite level"
+            )
+        sign = 0.0 if self.prediction == "sample" else 1.0
+        if (schedule.velocity or ("data" if schedule.data_at else "noise")) == "noise":
+            sign = -sign
+        estimates: list[Tensor | None] = [None] * len(terms)
+        time = torch.tensor(0.0 if schedule.data_at else schedule.time_scale, dtype=torch.float64, device=noise.device)
+        with self._graph(terms, noise):
+            for members, output in self._forwards(terms, noise, time):
+                clean = output if sign == 0.0 else noise + sign * output
+                for i, found in zip(members, clean[:, :, : noise.shape[1]].unbind(0), strict=True):
+                    estimates[i] = self.data_scale * found + self._shift(noise)
+        return estimates  # pyright: ignore[reportReturnType]
+
+    @contextlib.contextmanager
+    def _graph(self, terms: "Sequence[NetworkTerm]", x: Tensor) -> Iterator[None]:
+        """Gradients where they are wanted and someone needs them."""
+        keep = torch.is_grad_enabled() and any(term._needs_graph(x) for term in terms)
+        with torch.set_grad_enabled(keep), attention_for_second_derivatives(keep and x.requires_grad):
+            yield
+
+    def _outputs(
+        self, terms: "Sequence[NetworkTerm]", x: Tensor, sigma: Tensor
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Predictions ``(k, N, C, …)`` for groups of terms (by index), and x in the network's units."""
+        level = sigma / self.data_scale
+        y = x if self.data_loc is None and self._location == 0 else x - self._shift(x)
+        y = y if self.data_scale == 1 else y / self.data_scale
+        x_t = expand_rows(self.schedule.alpha(level).to(x.dtype), y) * y
+        for members, output in self._forwards(terms, x_t, self.schedule.time(level)):
+            yield members, output, y
+
+    def _forwards(
+        self, terms: "Sequence[NetworkTerm]", x_t: Tensor, time: Tensor
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """One forward for each group of conditions of equal shapes, in the dtype of ``x_t``."""
+        own = self._net_dtype(x_t)
+        rows = x_t.to(own)
+        n = x_t.shape[0]
+        time = (time.round().long() if self.integer_time else time.to(self._time_dtype(own))).expand(n)
+        for members in _together(terms):
+            group = [terms[i] for i in members]
+            k = len(group)
+            most = self.max_rows or k * n
+            outputs = []
+            for start in range(0, k * n, most):
+                stop = min(start + most, k * n)
+                parts = [  # (term, its first and last row) of this slice
+                    (term, max(start - i * n, 0), min(stop - i * n, n))
+                    for i, term in enumerate(group)
+                    if start < (i + 1) * n and stop > i * n
+                ]
+                tall = _cat([rows[low:high] for _, low, high in parts])
+                times = _cat([time[low:high] for _, low, high in parts])
+                conditions = self._batched([term for term, _, _ in parts], [high - low for _, low, high in parts], tall)
+                outputs.append(self._checked(self._call(tall, times, conditions), tall))
+            output = _cat(outputs)
+            if own in HALF:
+                self._require_finite(output.reshape(k, n, -1), x_t)
+            yield members, output.to(x_t.dtype).reshape(k, n, *output.shape[1:])
+
+    def _require_finite(self, output: Tensor, x_t: Tensor) -> None:
+        bad = ~torch.isfinite(output).all(-1).all(0) & torch.isfinite(x_t).flatten(1).all(1)
+        if bool(bad.any()):
+            raise NonFinite(
+                f"{self.name()} in {output.dtype} gave inf or NaN for {int(bad.sum())} of {len(bad)} finite states, "
+                "most likely because its activations overflow half precision; convert the network with "
+                f"{'.to(torch.bfloat16) or .float()' if output.dtype == torch.float16 else '.float()'}"
+            )
+
+    def _batched(self, terms: "Sequence[NetworkTerm]", counts: Sequence[int], like: Tensor) -> dict[str, Tensor]:
+        """Each condition repeated over the rows of its term."""
         batched = {}
         for name in terms[0]._present():
             condition = self._conditions[name]
             values: list[Any] = [term._values()[name] for term in terms]
             if condition.classes is not None:
-                parts = [torch.full((n,), value, dtype=torch.long, device=like.device) for value in values]
+                parts = [
+                    torch.full((n,), value, dtype=torch.long, device=like.device)
+                    for value, n in zip(values, counts, strict=True)
+                ]
             else:
                 if any(value.dtype != like.dtype for value in values) and not self.cast:
                     raise TypeError(
                         f"{self.name()}: {name} is {values[0].dtype} and the network's input {like.dtype}; "
                         "convert one of them"
                     )
-                parts = [value.to(like.dtype).expand(n, *value.shape) for value in values]
-            batched[condition.keyword] = parts[0] if len(parts) == 1 else torch.cat(parts)
+                parts = [value.to(like.dtype).expand(n, *value.shape) for value, n in zip(values, counts, strict=True)]
+            batched[condition.keyword] = _cat(parts)
         return batched
 
     def _values(self) -> dict[str, ConditionValue]:
@@ -308,8 +352,8 @@ class NetworkTerm(Term):
             hint = ""
             if isinstance(output, Tensor) and list(output.shape) == [expected[0], 2 * expected[1], *expected[2:]]:
                 hint = "; if half of the channels are a learned variance, pass learned_variance=True"
-            raise ValueError(f"{self.name()} must return predictions {tuple(expected)}, got {_describe(output)}{hint}")
-        return output[:, : rows.shape[1]] if self.learned_variance else output
+            raise ValueError(f"{self.name()} must return predictions {tuple(expected)}, got {describe(output)}{hint}")
+        return output
 
     def _net_dtype(self, x: Tensor) -> torch.dtype:
         own = network_dtype(self.net)
@@ -343,16 +387,6 @@ def attention_for_second_derivatives(needed: bool) -> contextlib.AbstractContext
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def fingerprint(value: object) -> Hashable:
-    """Equal for equal numbers and tensors, so that equal conditions merge; learnable tensors are themselves."""
-    if not isinstance(value, Tensor):
-        return value  # pyright: ignore[reportReturnType]
-    if value.requires_grad:
-        return ("learnable", id(value))
-    data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return (tuple(value.shape), str(value.dtype), hashlib.sha256(data).hexdigest())
-
-
 def _together(terms: Sequence[NetworkTerm]) -> list[list[int]]:
     """Indices of terms whose conditions can be concatenated: tensors of the same shape."""
     groups: dict[Hashable, list[int]] = {}
@@ -363,36 +397,5 @@ def _together(terms: Sequence[NetworkTerm]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _scale(value: object) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = float(value)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(
-            f"data_scale is one positive number, got {_describe(value)}; noise that differs between coordinates is no "
-            "noise level: use affine(term, loc, scale) for a scale per coordinate"
-        )
-    if not 0 < value < math.inf:
-        raise ValueError(f"data_scale is positive and finite, got {value}")
-    return float(value)
-
-
-def _location(value: object, shape: tuple[int, ...]) -> float | Tensor:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"data_loc is finite, got {value}")
-        return float(value)
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"data_loc is a number or a floating-point tensor, got {_describe(value)}")
-    try:
-        fits = torch.broadcast_shapes(value.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits or not bool(torch.isfinite(value).all()):
-        raise ValueError(f"data_loc is finite and broadcasts over the event {shape}, got shape {tuple(value.shape)}")
-    return value
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"{value!r}" if isinstance(value, (bool, int, float, str)) else type(value).__name__
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

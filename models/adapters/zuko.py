@@ -76,16 +76,7 @@ class FlowTerm(Normalized):
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         with torch.no_grad():
             distribution = self._distribution()
-            z = draw_base(distribution.base, n, generator)
-            x = distribution.transform.inv(z)
-            # Some inverses search a bracket, ±10 by default, and return its end for what lies outside.
-            missed = ~((distribution.transform(x) - z).abs() <= 1e-2 * (1 + z.abs())).flatten(1).all(1)
-        if bool(missed.any()):
-            raise ValueError(
-                f"the numerical inverse of {self.name()} misses {int(missed.sum())} of {n} draws, up to "
-                f"|x| = {float(x[missed].abs().max()):.3g}: scale the data into its bracket, or sample by MCMC"
-            )
-        return x
+            return invert(distribution.transform, draw_base(distribution.base, n, generator), self.name())
 
     def key(self) -> Hashable:
         """The flow and its context."""
@@ -193,6 +184,23 @@ def from_zuko(obj: Any, *, event_shape: Sequence[int] | None = None, context: Te
     if context is not None and isinstance(obj, Distribution):
         raise TypeError("the distribution is conditioned already; pass the lazy flow for another context")
     return FlowTerm(obj, context=context, event_shape=event_shape)
+
+
+def invert(transform: Any, z: Tensor, owner: str) -> Tensor:
+    """``x`` with ``transform(x) = z``, checked: numerical inverses return their bracket's end for what lies beyond.
+
+    Raises:
+        ValueError: rows that the inverse misses.
+    """
+    x = transform.inv(z)
+    with torch.no_grad():
+        missed = ~((transform(x) - z).abs() <= 1e-2 * (1 + z.abs())).flatten(1).all(1)
+    if bool(missed.any()):
+        raise ValueError(
+            f"the numerical inverse of {owner} misses {int(missed.sum())} of {len(z)} draws, up to "
+            f"|x| = {float(x[missed].abs().max()):.3g}: scale the data into its bracket, or sample by MCMC"
+        )
+    return x
 
 
 def draw_base(base: Distribution, n: int, generator: torch.Generator | None) -> Tensor:

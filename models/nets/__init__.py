@@ -1,6 +1,27 @@
 """Networks that the model families use: plain ``nn.Module`` classes called ``net(x, c_noise, label)``."""
 
+from boltzmix.models.nets.autoencoder import ConvDecoder, ConvEncoder, Dense
+from boltzmix.models.nets.causal_transformer import CausalTransformer
+from boltzmix.models.nets.dit import DiT
+from boltzmix.models.nets.energy import EnergyConv, EnergyMLP
+from boltzmix.models.nets.logits import LogitsConv, LogitsMLP
 from boltzmix.models.nets.mlp import MLP
+from boltzmix.models.nets.pixelcnn import PixelCNN
 from boltzmix.models.nets.unet import UNet
+from boltzmix.models.nets.wavenet import WaveNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = [
+    "CausalTransformer",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Dense",
+    "DiT",
+    "EnergyConv",
+    "EnergyMLP",
+    "LogitsConv",
+    "LogitsMLP",
+    "MLP",
+    "PixelCNN",
+    "UNet",
+    "WaveNet",
+]

@@ -60,7 +60,8 @@ class UNet(nn.Module):
         channels: image channels C.
         hidden: features per resolution, finest first; each further entry halves height and width.
         blocks: residual blocks per resolution on the way down (and as many on the way up).
-        attention: whether the coarsest resolution attends over its pixels.
+        attention: True for self-attention over the pixels of the coarsest resolution, or the resolutions that have it
+            as indices into ``hidden``: (1, 2) for the second and third, on the way down and on the way up.
         heads: attention heads.
         num_classes: number of labels; None for networks without labels.
 
@@ -77,7 +78,7 @@ class UNet(nn.Module):
         channels: int = 1,
         hidden: Sequence[int] = (32, 64),
         blocks: int = 1,
-        attention: bool = False,
+        attention: bool | Sequence[int] = False,
         heads: int = 4,
         num_classes: int | None = None,
     ) -> None:
@@ -100,7 +101,14 @@ class UNet(nn.Module):
         pairs = list(itertools.pairwise(hidden))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
-        self.attention = Attention(hidden[-1], heads, groups[-1]) if attention else None
+        coarsest = len(hidden) - 1
+        wanted = ({coarsest} if attention else set()) if isinstance(attention, bool) else set(attention)
+        if not wanted <= set(range(len(hidden))):
+            raise ValueError(f"attention names resolutions 0 … {coarsest} of hidden, got {attention}")
+        self.attention = Attention(hidden[-1], heads, groups[-1]) if coarsest in wanted else None
+        finer = sorted(wanted - {coarsest})
+        self.attend_down = nn.ModuleDict({str(i): Attention(hidden[i], heads, groups[i]) for i in finer})
+        self.attend_up = nn.ModuleDict({str(i): Attention(hidden[i], heads, groups[i]) for i in finer})
         self.norm = nn.GroupNorm(groups[0], hidden[0])
         self.last = nn.Conv2d(hidden[0], channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
@@ -116,6 +124,8 @@ class UNet(nn.Module):
         for i, level in enumerate(self.down):
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
                 h = block(h, embedding)
+            if str(i) in self.attend_down:
+                h = self.attend_down[str(i)](h)
             if i < len(self.shrink):
                 skips.append(h)
                 h = self.shrink[i](h)
@@ -124,6 +134,8 @@ class UNet(nn.Module):
         for i in reversed(range(len(self.up))):
             for block in self.up[i]:  # pyright: ignore[reportGeneralTypeIssues]
                 h = block(h, embedding)
+            if str(i) in self.attend_up:
+                h = self.attend_up[str(i)](h)
             if i > 0:
                 h = skips[i - 1] + nn.functional.interpolate(self.grow[i - 1](h), scale_factor=2.0, mode="nearest")
         return self.last(nn.functional.silu(self.norm(h)))

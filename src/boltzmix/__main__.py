@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,30 @@ examples:
   python -m boltzmix bench compositions      error against evaluations, judged against exact answers
   python -m boltzmix bench speed --quick     a small version of the other suite
   python -m boltzmix train ring --out mine   train a shipped model again, into the folder mine
+  python -m boltzmix train --config my.toml  train any family on your own data (see: train --help)
 
 in Python:
   import boltzmix as bm
   circle, bar = bm.models.load("circle"), bm.models.load("bar")
   draw = bm.sample(circle * bar, 4096, seed=0)
   print(draw.summary()); draw.plot("product.png")
+"""
+
+_TRAINING = """\
+from a file:
+  python -m boltzmix train --print-config diffusion > my.toml    an example to start from: {names}
+  python -m boltzmix train --config my.toml                      train it
+  python -m boltzmix train --config my.toml --set fit.lr=1e-3 --set output.name=slow
+  torchrun --nproc_per_node 2 -m boltzmix train --config my.toml --set fit.accumulate=2
+
+the file's sections:
+  [model]   class, arguments, net: any family of boltzmix.models; loc = "data" centres it; device
+  [data]    name = a toy, "digits", "digit_levels", "dequantised_digits", "mnist", "cifar10";
+            or folder = images in one subfolder for each label; or npz = arrays, keys = which of them;
+            split, labels = false; [data.transforms] rescale, dequantise, flip, noise, flatten
+  [fit]     arguments of boltzmix.models.fit: steps, batch_size, lr, ema, precision = "bf16", accumulate,
+            sheets = "pictures", tensorboard = "events", …
+  [output]  dir, name
 """
 
 
@@ -86,14 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         parents=[shared],
-        help="train one of the shipped models again",
-        description="Trains a recipe and writes NAME.safetensors and NAME.json; a run that was killed resumes.",
+        help="train a model that a file describes, or one of the shipped models again",
+        description="Trains and writes NAME.safetensors and NAME.json, which boltzmix.models.load(NAME, DIR) reads. "
+        "The same command after a kill resumes exactly where the last checkpoint stood.",
+        epilog=_TRAINING.format(names=_configs()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("name", metavar="NAME", help="a recipe, e.g. ring, digits or digits-classifier")
-    train.add_argument("--steps", type=_positive, help="fewer or more steps than the recipe's")
-    train.add_argument("--seed", type=int, default=0, help="of the weights, the data order and the noise")
-    train.add_argument("--out", metavar="DIR", default="runs/weights", help="where to write (default: runs/weights)")
-    train.set_defaults(run=_train)
+    train.add_argument("name", metavar="NAME", nargs="?", help="a recipe, e.g. ring, digits or digits-classifier")
+    train.add_argument("--config", metavar="FILE", help="a .toml or .json file that describes the run")
+    train.add_argument("--print-config", metavar="EXAMPLE", help=f"print a file to start from: {_configs()}")
+    train.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a value of the file, e.g. fit.lr=1e-3"
+    )
+    train.add_argument("--steps", type=_positive, help="fewer or more steps than the recipe or the file says")
+    train.add_argument("--seed", type=int, help="of the weights, the data order and the noise (default: 0)")
+    train.add_argument("--out", metavar="DIR", help="where to write (default: runs/weights, or what the file says)")
+    train.set_defaults(run=_train, usage=train.error)
     return parser
 
 
@@ -128,14 +155,45 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0 if report is not None else 1
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _configs() -> str:
     from pathlib import Path
 
-    from boltzmix.models import recipes
+    folder = Path(__file__).resolve().parent / "models" / "configs"
+    return ", ".join(sorted(path.stem for path in folder.glob("*.toml")))
 
-    result = recipes.train(arguments.name, arguments.out, steps=arguments.steps, seed=arguments.seed)
-    print(f"{arguments.name}: {result.steps} steps, loss {result.loss:.4f}, {result.seconds:.0f} s")
-    print(f"written to {Path(arguments.out) / arguments.name}.safetensors and .json")
+
+def _train(arguments: argparse.Namespace) -> int:
+    given = [arguments.name, arguments.config, arguments.print_config]
+    if sum(value is not None for value in given) != 1:
+        arguments.usage("say one of NAME, --config FILE and --print-config EXAMPLE")
+    if arguments.set and arguments.config is None:
+        arguments.usage("--set changes a value of a file: it goes with --config")
+    from boltzmix.models.training import config
+
+    if arguments.print_config is not None:
+        print(config.example(arguments.print_config), end="")
+        return 0
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks
+    if arguments.name is not None:
+        from boltzmix.models import recipes
+
+        name, folder = arguments.name, arguments.out or "runs/weights"
+        result = recipes.train(name, folder, steps=arguments.steps, seed=arguments.seed or 0)
+    else:
+        settings = list(arguments.set)
+        settings += [] if arguments.steps is None else [f"fit.steps={arguments.steps}"]
+        settings += [] if arguments.seed is None else [f"fit.seed={arguments.seed}"]
+        said = [f"--set {shlex.quote(setting)}" for setting in settings]
+        path = str(arguments.config)
+        described = config.override(config.read(path), settings)
+        if arguments.out is not None:
+            described.setdefault("output", {})["dir"] = arguments.out
+        file = os.path.basename(path)
+        command = " ".join(["python -m boltzmix train --config", shlex.quote(file), *said])
+        result, folder, name = config.run(described, os.path.splitext(file)[0], command=command)
+    if first:
+        print(f"{name}: {result.steps} steps, loss {result.loss:.4f}, {result.seconds:.0f} s")
+        print(f"written to {os.path.join(folder, name)}.safetensors and .json")
     return 0
 
 

@@ -134,3 +134,20 @@ def test_rows_are_wanted():
         metrics.mmd2(torch.zeros(3), torch.zeros(3, 1), (1.0,))
     with pytest.raises(ValueError, match="two rows"):
         metrics.mmd2(torch.zeros(1, 2), torch.zeros(3, 2), (1.0,))
+
+
+def test_energy_distance_is_that_of_two_gaussians_and_zero_between_equals():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4000, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    # 2 E|X - Y - 1| - 2 E|X - X'|, with X - Y ~ N(0, 2): the folded normal's mean
+    spread = math.sqrt(2)
+    folded = spread * math.sqrt(2 / math.pi) * math.exp(-1 / 4) + math.erf(1 / 2)
+    exact = 2 * folded - 2 * spread * math.sqrt(2 / math.pi)
+    # standard errors by 200 repetitions: 0.012 and 0.0006; five of them are a false positive in 1e6 runs
+    assert metrics.energy_distance(x, y + 1) == pytest.approx(exact, abs=0.06)
+    assert abs(metrics.energy_distance(x, y)) < 0.003
+
+
+def test_nearest_distance_is_the_median_of_the_smallest():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [10.0, 0.0]])
+    assert metrics.nearest_distance(x, torch.tensor([[0.0, 0.0], [10.0, 2.0]])) == pytest.approx(2.0)

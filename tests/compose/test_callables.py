@@ -5,9 +5,42 @@ import warnings
 
 import pytest
 import torch
-from torch.distributions import Beta, Dirichlet, Gamma, Independent, Laplace, MultivariateNormal, Normal
+from torch.distributions import (
+    AbsTransform,
+    AffineTransform,
+    Bernoulli,
+    Beta,
+    Binomial,
+    Categorical,
+    Dirichlet,
+    Exponential,
+    ExpTransform,
+    Gamma,
+    Geometric,
+    Gumbel,
+    HalfNormal,
+    Independent,
+    Laplace,
+    LKJCholesky,
+    LogNormal,
+    MixtureSameFamily,
+    Multinomial,
+    MultivariateNormal,
+    NegativeBinomial,
+    Normal,
+    OneHotCategorical,
+    Pareto,
+    Poisson,
+    SigmoidTransform,
+    SoftmaxTransform,
+    TransformedDistribution,
+    Uniform,
+    VonMises,
+    Weibull,
+    Wishart,
+)
 
-from boltzmix.compose import Gaussian, SamplingWarning, term
+from boltzmix.compose import Gaussian, MissingEnergy, SamplingWarning, sample, term
 from tests.contracts import assert_z
 
 D = torch.float64
@@ -262,3 +295,183 @@ def test_x_in_another_dtype_is_refused():
     assert p.variables.dtype == D
     with pytest.raises(TypeError, match="float64"):
         p.energy(torch.zeros(2, 1))
+
+
+# ------------------------------------------------------------------------------------------- supports that are not real
+
+
+def number(value):
+    return torch.tensor(value, dtype=D)
+
+
+EXP_UNIFORM = TransformedDistribution(Uniform(number(0.0), number(2.0)), [ExpTransform()])
+STEPS = MixtureSameFamily(
+    Categorical(probs=torch.tensor([0.25, 0.75], dtype=D)),
+    Uniform(torch.tensor([0.0, 2.0], dtype=D), torch.tensor([1.0, 5.0], dtype=D)),
+)
+CONSTRAINED = {
+    "exp of uniform": (EXP_UNIFORM, "positive", (1.0, math.e**2)),
+    "mixture of uniforms": (STEPS, "real", (0.0, 5.0)),
+    "uniform": (Uniform(number(-1.0), number(2.0)), "real", (-1.0, 2.0)),
+    "sigmoid of normal": (
+        TransformedDistribution(Normal(number(0.0), 1.0), [SigmoidTransform(), AffineTransform(-1.0, 3.0)]),
+        "real",
+        (-1.0, 2.0),
+    ),
+    "beta": (Beta(number(2.0), number(3.0)), "unit", (0.0, 1.0)),
+    "exponential": (Exponential(number(1.0)), "positive", (0.0, 40.0)),
+    "half normal": (HalfNormal(number(1.0)), "positive", (0.0, 10.0)),
+    "log normal": (LogNormal(number(0.0), number(0.5)), "positive", (0.0, 40.0)),
+    "pareto": (Pareto(number(1.5), number(6.0)), "real", (1.5, 60.0)),
+    "weibull": (Weibull(number(1.0), number(2.0)), "positive", (0.0, 9.0)),
+    "gumbel": (Gumbel(number(0.0), number(1.0)), "real", (-6.0, 40.0)),
+    "von mises": (VonMises(number(0.5), number(2.0)), "real", (-math.pi, math.pi)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_a_constrained_density_integrates_to_one_and_is_zero_outside(name):
+    """By the midpoint rule on the support; outside +inf, never NaN, with a score of zero."""
+    distribution, support, (low, high) = CONSTRAINED[name]
+    p = term(distribution)
+    assert p.variables.support == support
+    count = 400_000
+    x = low + (high - low) * (torch.arange(count, dtype=D) + 0.5)[:, None] / count
+    energy, score = p.energy_and_score(x)
+    assert float((-energy).exp().sum()) * (high - low) / count == pytest.approx(1.0, abs=1e-3)
+    assert torch.isfinite(score).all()
+    beyond = torch.tensor([low - 1e-3, high + 1e-3, low - 7.0], dtype=D)[:, None]
+    if name in ("exponential", "half normal", "log normal", "pareto", "weibull", "gumbel"):
+        beyond = beyond[::2] if name != "gumbel" else beyond[:0]  # half lines; all of the line
+    energy, score = p.energy_and_score(torch.cat([beyond, x[1::200_000]]))
+    assert torch.isposinf(energy[: len(beyond)]).all()
+    assert torch.isfinite(energy[len(beyond) :]).all()
+    assert not score[: len(beyond)].any()
+    assert torch.isfinite(p.energy(p.sample(2000, torch.Generator().manual_seed(0)))).all()
+
+
+def test_exp_of_a_uniform_has_density_1_over_2x():
+    x = torch.tensor([[1.0 + 1e-9], [2.0], [7.0], [0.99], [7.4], [-1.0]], dtype=D)
+    p = term(EXP_UNIFORM)
+    energy, score = p.energy_and_score(x)
+    assert torch.allclose(energy[:3], (2 * x[:3, 0]).log())
+    assert torch.isposinf(energy[3:]).all()
+    assert torch.allclose(score[:3], -1 / x[:3])
+    draws = p.sample(20_000, torch.Generator().manual_seed(0))
+    assert_z((draws.log().mean() - 1.0)[None] / (draws.log().std() / math.sqrt(20_000)), "mean of log x")
+
+
+def test_the_support_is_the_image_of_the_bases():
+    """exp of an exponential lives beyond 1, where torch's formula for the base would go on."""
+    p = term(TransformedDistribution(Exponential(number(2.0)), [ExpTransform()]))
+    energy = p.energy(torch.tensor([[0.5], [0.999], [2.0]], dtype=D))
+    assert torch.isposinf(energy[:2]).all()
+    assert float(energy[2]) == pytest.approx(-math.log(2.0) + 3 * math.log(2.0))
+
+
+def test_samplers_respect_a_bounded_support():
+    """SMC on 1/(2x), whose edges cut off moves: the mean of log x at |z| < 5, false-positive rate 6e-7."""
+    draw = sample(term(EXP_UNIFORM), 4000, seed=0, progress=False)
+    assert 1.0 <= float(draw.x.min()) <= float(draw.x.max()) <= math.e**2
+    logs = draw.x.log()
+    assert_z(torch.stack([(logs.mean() - 1) / (logs.std() / math.sqrt(4000))]), "log x of SMC draws")
+
+
+def test_the_users_distribution_still_validates():
+    distribution = Uniform(number(0.0), number(1.0), validate_args=True)
+    with pytest.raises(ValueError, match="support"):
+        distribution.log_prob(number(2.0))
+    p = term(distribution)
+    assert torch.isposinf(p.energy(torch.full((1, 1), 2.0, dtype=D))).all()
+    with pytest.raises(ValueError, match="support"):
+        distribution.log_prob(number(2.0))
+
+
+def test_simplex_draws_are_in_their_own_support():
+    """torch's own check misses draws of many coordinates in float32."""
+    p = term(Dirichlet(torch.ones(300)))
+    x = p.sample(500, torch.Generator().manual_seed(0))
+    assert torch.isfinite(p.energy(x)).all()
+    assert torch.isposinf(p.energy(1.01 * x)).all()
+    assert torch.isposinf(p.energy(x - 0.1)).all()
+
+
+DISCRETE = {
+    "categorical": (Categorical(probs=torch.tensor([0.2, 0.3, 0.5], dtype=D)), 3),
+    "bernoulli": (Bernoulli(number(0.3)), 2),
+    "binomial": (Binomial(4, number(0.3)), 5),
+    "rows of categoricals": (Independent(Categorical(logits=torch.randn(2, 3, dtype=D)), 1), 3),
+    "binomials of several sizes": (Independent(Binomial(torch.tensor([3.0, 5.0], dtype=D), number(0.4)), 1), 6),
+    "multinomial": (Multinomial(3, torch.tensor([0.2, 0.8], dtype=D)), 4),
+    "one hot": (OneHotCategorical(torch.tensor([0.2, 0.3, 0.5], dtype=D)), 2),
+    "mixture": (
+        MixtureSameFamily(Categorical(torch.ones(2, dtype=D)), Categorical(torch.tensor([[1.0, 2], [3, 1]], dtype=D))),
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_distributions_have_energies_draws_and_no_score(name):
+    """Enumerated probabilities sum to one and are the frequencies of draws, |z| < 5 for at most 36 values."""
+    distribution, k = DISCRETE[name]
+    p = term(distribution)
+    assert p.variables.support == f"integers({k})"
+    values = torch.cartesian_prod(*[torch.arange(k)] * p.event_shape[0]).reshape(-1, p.event_shape[0])
+    mass = (-p.energy(values)).exp()
+    assert float(mass.sum()) == pytest.approx(1.0)
+    assert torch.equal(p.energy(values.int()), p.energy(values))
+    for outside in (values[:1] - 1, values[-1:] + 1, values[:1] + 99):
+        assert torch.isposinf(p.energy(outside)).all()
+    x = p.sample(4000, torch.Generator().manual_seed(0))
+    assert x.dtype == torch.long
+    found = (x[:, None] == values).all(2).double().mean(0)
+    assert not found[mass == 0].any()
+    some = mass > 0
+    assert_z((found - mass)[some] / (mass * (1 - mass) / 4000).sqrt()[some].clamp(min=1e-9), name)
+    with pytest.raises(MissingEnergy, match="over integers"):
+        p.score(values)
+    with pytest.raises(TypeError, match="discrete"):
+        sample(p, 5, seed=0)
+    with pytest.raises(TypeError, match="integer values"):
+        p.energy(values.double())
+
+
+@pytest.mark.parametrize(
+    ("distribution", "message"),
+    [
+        (Poisson(number(2.0)), r"infinitely many values .* cut its tail"),
+        (Geometric(number(0.3)), "infinitely many"),
+        (NegativeBinomial(number(3.0), number(0.5)), "infinitely many"),
+        (LKJCholesky(3), "a surface of fewer dimensions"),
+        (Wishart(number(3.0), torch.eye(2, dtype=D)), "matrices under a constraint"),
+        (TransformedDistribution(Normal(number(0.0), 1.0), [AbsTransform()]), "not one-to-one"),
+        (TransformedDistribution(Normal(torch.zeros(2), 1.0), [SoftmaxTransform()]), "not one-to-one"),
+        (TransformedDistribution(Bernoulli(number(0.5)), [AffineTransform(0.0, 2.0)]), "discrete distribution"),
+    ],
+    ids=lambda v: type(v).__name__ if not isinstance(v, str) else "",
+)
+def test_distributions_without_a_density_over_our_variables_are_refused(distribution, message):
+    with pytest.raises(TypeError, match=message):
+        term(distribution)
+
+
+def test_the_advice_for_an_infinite_support_works():
+    poisson = Poisson(number(2.0))
+    p = term(Categorical(probs=poisson.log_prob(torch.arange(30, dtype=D)).exp()))
+    assert float(p.log_prob(torch.tensor([[3]]))) == pytest.approx(float(poisson.log_prob(number(3.0))), abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------------------- half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_kept_or_refused_never_cast(dtype):
+    x = torch.ones(3, 2, dtype=dtype)
+    energy, score = term(lambda x: (x**2).sum(-1), kind="energy", event_shape=2).energy_and_score(x)
+    assert energy.dtype == score.dtype == dtype
+    with pytest.raises(TypeError, match=r"returned torch\.float32 for x of torch\.b?float16"):
+        term(lambda x: (x.float() ** 2).sum(-1), kind="energy", event_shape=2).energy(x)
+    with pytest.raises(TypeError, match=r"expects torch\.float32, got torch\.b?float16"):
+        term(Independent(Normal(torch.zeros(2), 1.0), 1)).energy(x)
+    assert term(Independent(Normal(x[0], 1.0), 1)).energy(x).dtype == dtype

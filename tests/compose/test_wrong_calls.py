@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, Normal, Poisson
 
 from boltzmix.compose import (
     Box,
@@ -226,7 +226,12 @@ CALLS = {
         ["no gradient", "detach"],
     ),
     "batched distribution": (lambda: term(Normal(torch.zeros(3), 1.0)), ValueError, ["(3,)", "Independent"]),
-    "discrete distribution": (lambda: term(Categorical(torch.ones(3))), TypeError, ["Categorical", "discrete"]),
+    "infinite support": (lambda: term(Poisson(torch.tensor(2.0))), TypeError, ["Poisson", "infinitely many"]),
+    "score of integers": (
+        lambda: term(Categorical(torch.ones(3))).score(torch.zeros(2, 1, dtype=torch.long)),
+        MissingEnergy,
+        ["Categorical", "over integers"],
+    ),
     "hints for a distribution": (
         lambda: term(Normal(torch.tensor(0.0), 1.0), kind="log_prob"),
         TypeError,

@@ -1,5 +1,7 @@
 """Wrong calls to samplers, kernels and ``sample``: each names what came, what was expected and what to write."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, Tune
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import product
 from boltzmix.compose.sample import sample
-from boltzmix.compose.samplers import AIS, MCMC, SMC, Annealed, Reverse
+from boltzmix.compose.samplers import AIS, MCMC, SMC, Annealed, Ladder, Reverse
 
 P, Q = Gaussian(torch.zeros(2), 1.0), Gaussian(torch.ones(2), 0.5)
 LAPLACE = term(lambda x: x.abs().sum(-1), kind="energy", event_shape=2)
@@ -153,7 +155,81 @@ CALLS = {
         ["net", "[0.01, 80]", "200"],
     ),
     "Reverse on a static term": (lambda: sample(LAPLACE, 4, sampler=Reverse()), TypeError, ["static", "SMC or MCMC"]),
-    "Reverse with init": (lambda: sample(P, 4, init=P, sampler=Reverse()), TypeError, ["takes no init"]),
+    "Reverse with a term as init": (
+        lambda: sample(SCORE, 4, init=P, sampler=Reverse()),
+        TypeError,
+        ["tensor (n, *event)", "init=term.sample(n)"],
+    ),
+    "Reverse with init and no level": (
+        lambda: sample(P, 4, init=torch.zeros(4, 2), sampler=Reverse()),
+        ValueError,
+        ["first level", "Reverse(sigmas="],
+    ),
+    "Reverse with too few starts": (
+        lambda: sample(SCORE, 4, init=torch.zeros(3, 2), sampler=Reverse()),
+        ValueError,
+        ["3 states", "n=4"],
+    ),
+    "Reverse with starts of another shape": (
+        lambda: sample(SCORE, 4, init=torch.zeros(4, 3), sampler=Reverse()),
+        ValueError,
+        ["(N, 2)", "(4, 3)"],
+    ),
+    "Reverse with starts in float64": (
+        lambda: sample(SCORE, 4, init=torch.zeros(4, 2, dtype=torch.float64), sampler=Reverse()),
+        TypeError,
+        ["init is torch.float64", "dtype="],
+    ),
+    "Reverse with starts that are NaN": (
+        lambda: sample(SCORE, 4, init=torch.full((4, 2), float("nan")), sampler=Reverse()),
+        NonFinite,
+        ["not finite"],
+    ),
+    "too much eta": (lambda: Reverse(solver="ddim", eta=1.5), ValueError, ["eta", "[0, 1]", "1.5"]),
+    "eta for heun": (lambda: Reverse(eta=0.5), ValueError, ["ddim and dpmpp", "'heun'"]),
+    "order three": (lambda: Reverse(solver="dpmpp", order=3), ValueError, ["order", "1 or 2", "got 3"]),
+    "an unknown variance": (lambda: Reverse(solver="ddpm", variance="wide"), ValueError, ["'learned'", "'wide'"]),
+    "a variance of DDIM": (lambda: Reverse(solver="ddim", variance="large"), ValueError, ['solver="ddpm"', "'ddim'"]),
+    "a learned variance of no network": (
+        lambda: sample(SCORE, 4, sampler=Reverse(solver="ddpm", variance="learned")),
+        TypeError,
+        ["learned variance", 'variance="small"'],
+    ),
+    "an empty clip": (lambda: Reverse(solver="ddim", clip=(1.0, -1.0)), ValueError, ["clip", "least < greatest"]),
+    "clip for heun": (lambda: Reverse(clip=(-1.0, 1.0)), ValueError, ["clip=", "heun"]),
+    "a ladder that goes up": (lambda: Ladder((1.0,), (2.0,)), ValueError, ["no step goes up", "[2.0]"]),
+    "a ladder from zero": (lambda: Ladder((0.0,), (0.0,)), ValueError, ["positive levels", "[0.0]"]),
+    "a ladder that ends at inf": (lambda: Ladder((math.inf,), (math.inf,)), ValueError, ["finite ones"]),
+    "a ladder of two lengths": (lambda: Ladder((2.0, 1.0), (0.0,)), ValueError, ["2 steps", "2 ends, got 1"]),
+    "a ladder of no spread": (lambda: Ladder((1.0,), (0.0,), spread=0.0), ValueError, ["spread", "positive"]),
+    "a ladder without a centre": (lambda: Ladder((1.0,), (0.0,), centre=math.nan), ValueError, ["centre", "finite"]),
+    "a negative carry": (lambda: Ladder((1.0,), (0.0,), carry=(-1.0,)), ValueError, ["carry", "positive"]),
+    "a negative variance": (lambda: Ladder((1.0,), (0.0,), upper=(-1.0,)), ValueError, ["upper", ">= 0"]),
+    "a ladder outside the range": (
+        lambda: sample(SCORE, 4, sampler=Reverse(sigmas=Ladder((200.0,), (0.0,)))),
+        ValueError,
+        ["net", "[0.01, 80]", "200"],
+    ),
+    "pure noise for a score": (
+        lambda: sample(SCORE, 4, sampler=Reverse(solver="ddim", sigmas=Ladder((math.inf,), (1.0,), spread=1.0))),
+        ValueError,
+        ["no estimate at sigma = inf", "finite level"],
+    ),
+    "pure noise for a product of two": (
+        lambda: sample(SCORE**2, 4, sampler=Reverse(solver="ddim", sigmas=Ladder((math.inf,), (1.0,), spread=1.0))),
+        ValueError,
+        ["add up to 1", "2"],
+    ),
+    "pure noise without a start": (
+        lambda: sample(SCORE, 4, sampler=Reverse(solver="ddim", sigmas=Ladder((math.inf,), (1.0,)))),
+        ValueError,
+        ["spread=1.0", "init="],
+    ),
+    "pure noise for heun": (
+        lambda: sample(SCORE, 4, sampler=Reverse(sigmas=Ladder((math.inf,), (1.0,), spread=1.0))),
+        ValueError,
+        ["heun", "finite level"],
+    ),
     "Reverse with a checkpoint": (
         lambda: sample(P, 4, sampler=Reverse(), checkpoint="x"),
         ValueError,

@@ -149,7 +149,7 @@ def test_discrete_schedulers_have_the_levels_of_their_own_noise(name):
 def test_a_flow_of_dpm_solver(net):
     scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     schedule, prediction = read_schedule(scheduler)
-    assert (schedule, prediction) == (FlowMatching(0.001, 0.999, time_scale=1000), "flow_prediction")
+    assert (schedule, prediction) == (FlowMatching(0.001, 1 - 1e-6, time_scale=1000), "flow_prediction")
     p, x = term(net, schedule=scheduler), noise(2, 1, 8, 8)
     v = net(x / 3.0, torch.tensor([2000 / 3]), return_dict=False)[0]  # t = 2/3 at σ = 2
     assert torch.allclose(p.denoise(x, 2.0), x / 3.0 - 2 / 3 * v, atol=1e-5)
@@ -176,6 +176,14 @@ def test_labels_share_one_forward():
     schedule = p.schedule
     eps = net((x * schedule.alpha(sigma).float()[:, None, None, None]), schedule.time(sigma).float(), labels)[0]
     assert torch.allclose(separate[2], -eps / sigma[:, None, None, None], atol=1e-6)
+
+
+def test_what_stands_for_no_condition_tells_terms_apart():
+    net, scheduler = unet(classes=6), diffusers.DDIMScheduler()
+    p = term(net, schedule=scheduler, null_label=5)
+    assert p.given(label=5).key() == p.key()
+    assert (p / p.given(label=5)).exponents() == []
+    assert term(net, schedule=scheduler, null_label=4).key() != p.key()
 
 
 def test_prompts_and_learned_variance_and_two_conditions():

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from boltzmix.models import Diffusion, EnergyDiffusion
-from boltzmix.models.nets import MLP, UNet
+from boltzmix.compose import GaussianMixture
+from boltzmix.models import Diffusion, EnergyDiffusion, FlowMatching, data, load
+from boltzmix.models.nets import MLP, DiT, UNet
 
 
 class Counted(nn.Module):
@@ -42,12 +43,34 @@ def image_energy(**options):
     return EnergyDiffusion(net, (1, 4, 4), num_classes=4, sigma_range=(0.05, 20.0), **options).double()
 
 
+def patch_energy(**options):
+    net = randomised(DiT(1, size=4, patch=2, width=8, depth=1, heads=2, num_classes=4))
+    return EnergyDiffusion(net, (1, 4, 4), num_classes=4, sigma_range=(0.05, 20.0), **options).double()
+
+
+def patch_velocity(**options):
+    net = randomised(DiT(1, size=4, patch=2, width=8, depth=1, heads=2, num_classes=4))
+    return FlowMatching(net, (1, 4, 4), num_classes=4, **options).double()
+
+
+def image_v(**options):
+    net = randomised(UNet(1, hidden=(8, 16), attention=(0, 1), num_classes=4))
+    return Diffusion(net, (1, 4, 4), parameterization="v", schedule="cosine", num_classes=4, **options).double()
+
+
 def vector_score(**options):
     net = randomised(MLP(3, hidden=16, depth=2, num_classes=4))
     return Diffusion(net, (3,), num_classes=4, sigma_range=(0.05, 20.0), loc=0.3, **options).double()
 
 
-FAMILIES = {"vector energy": vector_energy, "image energy": image_energy, "vector score": vector_score}
+FAMILIES = {
+    "vector energy": vector_energy,
+    "image energy": image_energy,
+    "patch energy": patch_energy,
+    "vector score": vector_score,
+    "image v": image_v,
+    "patch velocity": patch_velocity,
+}
 ENERGIES = {k: v for k, v in FAMILIES.items() if "energy" in k}
 
 
@@ -151,6 +174,24 @@ def test_gaussian_data_have_the_exact_optimum(energy, detail):
         losses.append(float(q.loss(data, torch.Generator().manual_seed(1)).detach()))
     assert losses[1] < losses[0]
     assert losses[1] < losses[2]
+
+
+def test_energy_differences_agree_with_the_exact_density_on_a_grid():
+    """A trained energy on the plane, against the closed form of its data at three levels, where there is mass."""
+    means, variance, weights = data.components("ring")
+    exact = GaussianMixture(means.double(), variance, weights.double())
+    p = load("ring").double()
+    axis = torch.linspace(-1.6, 1.6, 61, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    for sigma in (0.05, 0.3, 1.0):
+        want = exact.energy(grid, sigma)
+        weight = (-want).softmax(0)
+        gap = p.energy(grid, sigma).detach() - want
+        gap = gap - (weight * gap).sum()
+        assert float((weight * gap**2).sum().sqrt()) < 0.1
+        # the same on the grid alone: both, normalised there, are one distribution
+        found = (-p.energy(grid, sigma).detach()).softmax(0)
+        assert float((found - weight).abs().sum()) < 0.1
 
 
 def test_karras_coefficients():

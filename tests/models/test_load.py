@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from boltzmix.models import Diffusion, EnergyDiffusion, card, load, names, save
-from boltzmix.models.load import WEIGHTS, build
+from boltzmix.models.load import WEIGHTS, build, classes
 
 SPEC = {
     "class": "EnergyDiffusion",
@@ -152,3 +152,52 @@ def test_score_models_load_too(tmp_path):
     spec = {"class": "Diffusion", "arguments": {"event_shape": [2]}, "net": {"class": "MLP", "arguments": {"dim": 2}}}
     save(build(spec), "score", tmp_path, spec)
     assert isinstance(load("score", tmp_path), Diffusion)
+
+
+# ------------------------------------------------------------------------ build
+
+
+def test_descriptions_are_built_wherever_they_stand():
+    net = {"class": "MLP", "arguments": {"dim": 2, "hidden": 8}}
+    beside = build({"class": "Diffusion", "arguments": {"event_shape": [2]}, "net": net})
+    within = build({"class": "Diffusion", "arguments": {"event_shape": [2], "net": net}})
+    assert str(beside) == str(within)
+    assert build(net).last.out_features == 2
+    assert beside.event_shape == (2,)
+
+
+def test_every_public_class_is_known_and_nothing_else():
+    from torch import nn
+
+    from boltzmix import models
+
+    known = classes()
+    assert {"Diffusion", "EnergyDiffusion", "Classifier", "MLP", "UNet"} <= set(known)
+    assert all(issubclass(kind, nn.Module) and kind.__module__.startswith("boltzmix.") for kind in known.values())
+    public = {name: getattr(models.nets, name) for name in models.nets.__all__}
+    assert all(known[name] is kind for name, kind in public.items() if isinstance(kind, type))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"class": "Difusion"}, "unknown class 'Difusion'; did you mean 'Diffusion'[?] known: .*Classifier.*UNet"),
+        ({"class": "os.system", "arguments": {"command": "true"}}, "unknown class 'os.system'"),
+        ({"class": "Linear", "arguments": {"in_features": 1, "out_features": 1}}, "unknown class 'Linear'"),
+        ({"class": "nn"}, "unknown class 'nn'"),
+        ({"class": "__loader__"}, "unknown class"),
+        ({"class": "FitResult"}, "unknown class 'FitResult'"),
+        ({"class": "MLP"}, "MLP also needs dim"),
+        ({"class": "MLP", "arguments": {"dims": 2}}, "MLP takes no argument 'dims'; did you mean 'dim'"),
+        ({"class": "MLP", "arguments": [2]}, "arguments of MLP are a dictionary"),
+        ({"class": "MLP", "arguments": {"dim": 2}, "argument": {}}, r"\['argument'\] stands beside"),
+        ({"class": "Diffusion", "arguments": {"net": {}}, "net": {}}, "net twice"),
+        ({"class": "Diffusion", "arguments": {"event_shape": [2], "net": {"class": "Oracle"}}}, "'Oracle'"),
+        ({"arguments": {}}, "a model is described by"),
+        ({"class": 3}, "a model is described by"),
+        ("MLP", "a model is described by"),
+    ],
+)
+def test_descriptions_that_describe_nothing(spec, words):
+    with pytest.raises(ValueError, match=words):
+        build(spec)

@@ -343,22 +343,22 @@ SAMPLERS = [
     Mutation(
         "Heun is Euler",
         REVERSE,
-        "slope = -0.5 * (sigma * score + following * second)",
-        "slope = -sigma * score",
+        "0.5 * (slope + second)",
+        "slope",
         law(test_smc.test_reverse_solvers_have_their_order, "heun", 2),
     ),
     Mutation(
         "multistep is one step",
         REVERSE,
-        "blended = (1 + 0.5 * ratio) * denoised - 0.5 * ratio * previous[0]",
-        "blended = denoised",
+        "return (1 + 0.5 * ratio) * denoised - 0.5 * ratio * previous[0]",
+        "return denoised",
         law(test_smc.test_reverse_solvers_have_their_order, "dpmpp", 2),
     ),
     Mutation(
         "DDPM with too much noise",
         REVERSE,
-        "(following**2 * (1.0 - share)) ** 0.5",
-        "following",
+        "lower = following**2 * (1.0 - (following / sigma) ** 2)",
+        "lower = following**2",
         law(test_smc.test_reverse_solvers_converge_to_the_mixture, "ddpm"),
     ),
     Mutation(

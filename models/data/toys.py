@@ -1,16 +1,13 @@
-"""Data: 2-D toys as exact samplers, and scikit-learn's handwritten digits.
+"""2-D toys as exact samplers.
 
 A toy is a function ``(n, generator) -> (n, 2)``: an endless, exact stream. :func:`components` gives the mixtures behind
 those that are mixtures, so that their exact densities can be built.
 """
 
 import math
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-from boltzmix.compose.errors import MissingExtra
 
 TOYS = ("ring", "line", "circle", "bar", "two_moons", "grid")
 BAR = ((-0.2, 0.2), (-1.0, 1.0))
@@ -32,6 +29,10 @@ def components(name: str) -> tuple[Tensor, float, Tensor]:
     raise ValueError(f"components() knows ring, line, circle and grid, got {name!r}")
 
 
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
 def _circle_of(k: int, radius: float) -> Tensor:
     angle = 2 * math.pi * torch.arange(k) / k
     return radius * torch.stack([angle.cos(), angle.sin()], 1)
@@ -39,8 +40,9 @@ def _circle_of(k: int, radius: float) -> Tensor:
 
 def _mixture(name: str, n: int, generator: torch.Generator | None) -> Tensor:
     means, variance, weights = components(name)
-    chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
-    return means[chosen] + variance**0.5 * torch.randn(n, 2, generator=generator)
+    device = _device(generator)
+    chosen = torch.multinomial(weights.to(device), n, replacement=True, generator=generator)
+    return means.to(device)[chosen] + variance**0.5 * torch.randn(n, 2, generator=generator, device=device)
 
 
 def ring(n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -65,41 +67,15 @@ def grid(n: int, generator: torch.Generator | None = None) -> Tensor:
 
 def bar(n: int, generator: torch.Generator | None = None) -> Tensor:
     """Uniform on |x| < 0.2, |y| < 1 (Du et al., 2023)."""
-    return (2 * torch.rand(n, 2, generator=generator) - 1) * torch.tensor([0.2, 1.0])
+    device = _device(generator)
+    return (2 * torch.rand(n, 2, generator=generator, device=device) - 1) * torch.tensor([0.2, 1.0], device=device)
 
 
 def two_moons(n: int, generator: torch.Generator | None = None, noise: float = 0.1) -> Tensor:
     """Two interleaved half circles, centred, with Gaussian noise."""
-    angle = math.pi * torch.rand(n, generator=generator)
-    upper = torch.rand(n, generator=generator) < 0.5
+    device = _device(generator)
+    angle = math.pi * torch.rand(n, generator=generator, device=device)
+    upper = torch.rand(n, generator=generator, device=device) < 0.5
     x = torch.where(upper, angle.cos(), 1 - angle.cos()) - 0.5
     y = torch.where(upper, angle.sin(), 0.5 - angle.sin()) - 0.25
-    return torch.stack([x, y], 1) + noise * torch.randn(n, 2, generator=generator)
-
-
-def digits(split: Literal["train", "test"] = "train", seed: int = 0) -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1,797 handwritten digits, ``(N, 1, 8, 8)`` in [−1, 1], and their labels ``(N,)``.
-
-    One fifth of each class (359 images in all) is held out; the split depends on ``seed`` alone.
-
-    Raises:
-        MissingExtra: scikit-learn is not installed.
-    """
-    if split not in ("train", "test"):
-        raise ValueError(f"split is 'train' or 'test', got {split!r}")
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtra('digits() needs scikit-learn: pip install "boltzmix[digits]"') from error
-    found: Any = load_digits()
-    images = torch.from_numpy(found.images).float()[:, None] / 8 - 1
-    labels = torch.from_numpy(found.target).long()
-    generator = torch.Generator().manual_seed(seed)
-    chosen = []
-    for label in range(10):
-        index = torch.nonzero(labels == label)[:, 0]
-        index = index[torch.randperm(len(index), generator=generator)]
-        held_out = round(len(index) / 5)
-        chosen.append(index[:held_out] if split == "test" else index[held_out:])
-    index = torch.cat(chosen).sort().values
-    return images[index], labels[index]
+    return torch.stack([x, y], 1) + noise * torch.randn(n, 2, generator=generator, device=device)

@@ -1,0 +1,213 @@
+"""The families on digits: architecture, training settings, likelihood and sampler of each, all of it here.
+
+Every entry is class-conditional. Likelihoods are those of images without a label, from the same network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.models import data
+
+PIXELS = 64
+CLASSES = 10
+SHAPE = [1, 8, 8]
+
+Draws = Callable[[Any, int, int], Tensor]
+Nats = Callable[[Any, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    Attributes:
+        spec: the model, as :func:`boltzmix.models.load.build` takes it.
+        fit: arguments of :func:`boltzmix.models.fit`, all but the number of steps.
+        nats: −log p of images ``(N,)``: of levels for discrete families, of real numbers otherwise.
+        kind: what these nats are.
+        draw: ``(model, n, seed)`` to n images of each class in turn, ``(10 n, 1, 8, 8)``: image k has class k mod 10.
+        discrete: whether the variables are pixel levels.
+    """
+
+    spec: dict[str, Any]
+    fit: dict[str, Any]
+    nats: Nats
+    kind: str
+    draw: Draws
+    discrete: bool = False
+
+    def data(self) -> Any:
+        """What ``fit`` is given: levels with labels, or an endless stream of them with noise added."""
+        return data.digit_levels("train") if self.discrete else data.dequantised_digits("train")
+
+
+def grey_levels(x: Tensor) -> Tensor:
+    """Draws as the grey values k/8 − 1 that the classifier knows: levels as they are, real numbers to their level.
+
+    Real numbers beyond [−1, 1] go to the first or the last level.
+    """
+    if not x.is_floating_point():
+        return x.float() / 8 - 1
+    return ((x + 1) / 2 * 17).floor().clamp(0, 16) / 8 - 1
+
+
+# ----------------------------------------------------------------- likelihoods
+
+
+def exact(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Of normalised families."""
+    with torch.no_grad():
+        return model.energy(x)
+
+
+def importance_weighted(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Burda, Grosse and Salakhutdinov's bound with 64 samples."""
+    with torch.no_grad():
+        return -model.iwae(x, 64, generator)
+
+
+# -------------------------------------------------------------------- samplers
+
+
+def by_class(draw: Callable[[Any, int, int], Tensor]) -> Draws:
+    """Draws of each class by ``draw(term, n, seed)``, interleaved."""
+
+    def draws(model: Any, n: int, seed: int) -> Tensor:
+        with torch.no_grad():
+            found = [draw(model.given(label=k), n, CLASSES * seed + k) for k in range(CLASSES)]
+        return torch.stack(found, 1).flatten(0, 1)
+
+    return draws
+
+
+def ancestral(term: Any, n: int, seed: int) -> Tensor:
+    """Exact draws of families that have them."""
+    return term.sample(n, torch.Generator().manual_seed(seed))
+
+
+def observed(term: Any, n: int, seed: int) -> Tensor:
+    """The images of exact joint draws of images and latents: with the noise of p(x | z), as the density has it."""
+    return term.sample(n, torch.Generator().manual_seed(seed))["x"]
+
+
+# --------------------------------------------------------------- architectures
+
+
+def _spec(family: str, net: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    shared = {"event_shape": SHAPE, "num_classes": CLASSES}
+    found: dict[str, Any] = {"class": family, "arguments": {**shared, **arguments}}
+    return found if net is None else {**found, "net": net}
+
+
+def _net(kind: str, **arguments: Any) -> dict[str, Any]:
+    return {"class": kind, "arguments": {**arguments, "num_classes": CLASSES}}
+
+
+def _dense(inputs: Any, outputs: Any, depth: int) -> dict[str, Any]:
+    return _net("Dense", inputs=inputs, outputs=outputs, hidden=128, depth=depth)
+
+
+_FLOW = {"lr": 2e-3, "batch_size": 128, "ema": 0.999}
+_VAE = {"lr": 1e-3, "batch_size": 128, "ema": 0.999}
+_ORDERED = {"lr": 3e-3, "batch_size": 64, "ema": 0.99, "weight_decay": 0.1}
+
+FAMILIES: dict[str, Family] = {
+    "flow": Family(
+        _spec("Flow", kind="spline", transforms=2, hidden=[128], bins=8),
+        {**_FLOW, "weight_decay": 0.3},
+        exact,
+        "exact",
+        by_class(ancestral),
+    ),
+    "glow": Family(
+        _spec("Glow", levels=2, steps=4, hidden=64, bounds=[-1, 1]),
+        {**_FLOW, "weight_decay": 0.5},
+        exact,
+        "exact",
+        by_class(ancestral),
+    ),
+    "continuous-flow": Family(
+        _spec("ContinuousFlow", _net("MLP", dim=64, hidden=128), flatten=True, steps=4, kinetic=0.02, bounds=[-1, 1]),
+        {**_FLOW, "weight_decay": 0.5},
+        exact,
+        "exact, but for the solver",
+        by_class(ancestral),
+    ),
+    "vae": Family(
+        _spec(
+            "VAE",
+            latent_shape=[16],
+            std=0.3,
+            noise="diagonal",
+            dropout=0.3,
+            encoder=_dense(SHAPE, 32, 2),
+            decoder=_dense(16, SHAPE, 2),
+        ),
+        _VAE,
+        importance_weighted,
+        "bound, 64 samples",
+        by_class(observed),
+    ),
+    "hierarchical-vae": Family(
+        _spec(
+            "HierarchicalVAE",
+            latents=[16, 8],
+            std=0.3,
+            noise="diagonal",
+            dropout=0.3,
+            encoder=_dense(SHAPE, 128, 1),
+            top=_dense(128, 16, 1),
+            bottom=_dense(136, 32, 1),
+            middle=_dense(8, 32, 1),
+            decoder=_dense(16, SHAPE, 1),
+        ),
+        _VAE,
+        importance_weighted,
+        "bound, 64 samples",
+        by_class(observed),
+    ),
+    "pixelcnn": Family(
+        _spec(
+            "Autoregressive",
+            _net("PixelCNN", channels=1, outputs=12, levels=17, hidden=24, layers=2),
+            levels=17,
+            head="logistic",
+            corruption=0.2,
+        ),
+        _ORDERED,
+        exact,
+        "exact",
+        by_class(ancestral),
+        discrete=True,
+    ),
+    "transformer": Family(
+        _spec(
+            "Autoregressive",
+            _net("CausalTransformer", length=64, outputs=17, levels=17, hidden=48, depth=2, heads=4, expansion=2),
+            levels=17,
+            corruption=0.2,
+        ),
+        _ORDERED,
+        exact,
+        "exact",
+        by_class(ancestral),
+        discrete=True,
+    ),
+    "pixelcnn-reals": Family(
+        _spec(
+            "Autoregressive",
+            _net("PixelCNN", channels=1, outputs=15, hidden=24, layers=2),
+            continuous=True,
+            interval=[-1, 1],
+            corruption=0.2,
+        ),
+        _ORDERED,
+        exact,
+        "exact",
+        by_class(ancestral),
+    ),
+}

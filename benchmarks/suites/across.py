@@ -1,0 +1,141 @@
+"""Three families in one formula: a flow as the prior, an autoregressive likelihood, a classifier.
+
+The twin in the plane has the same three families, trained by the same ``fit``, and a grid that gives the exact answer
+of the formula as learned. On digits the product has no closed form; there the draws are judged: what a classifier that
+took no part sees in them, and their distance to held-out digits of the class.
+"""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.benchmarks import metrics
+from boltzmix.benchmarks.digits_families import FAMILIES, grey_levels
+from boltzmix.benchmarks.report import Report
+from boltzmix.benchmarks.runner import Settings
+from boltzmix.benchmarks.targets import Grid
+from boltzmix.compose.product import product
+from boltzmix.compose.sample import sample
+from boltzmix.compose.samplers.mcmc import MCMC
+from boltzmix.compose.samplers.smc import SMC
+from boltzmix.compose.term import Term
+from boltzmix.models import data
+from boltzmix.models.autoregressive import Autoregressive
+from boltzmix.models.classifier import Classifier
+from boltzmix.models.fit import fit
+from boltzmix.models.flow import Flow
+from boltzmix.models.load import build, load
+from boltzmix.models.nets import CausalTransformer, LogitsMLP
+
+CLASSES = (3, 8)
+_SIDE = 2.5
+
+
+def plane(report: Report, settings: Settings) -> None:
+    """The twin with a grid answer: flow of two moons × autoregressive ring × classifier of the moons."""
+    steps = settings.size(1500, 20)
+    flow, ring, moons = (_seeded(make) for make in (_flow, _ring, _moons))
+    fit(flow, data.two_moons, steps=steps, batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
+    fit(ring, data.ring, steps=steps, batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
+    fit(moons, _sides, steps=settings.size(500, 20), batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
+    target = flow.eval() * ring.eval() * moons.eval().given(label=1)
+    with torch.no_grad():
+        low, high = (-_SIDE, -_SIDE), (_SIDE, _SIDE)
+        log_z, exact = Grid(lambda x: target.energy(x.float()), low, high, cells=settings.size(600, 150)).solve()
+    n = settings.size(2000, 200)
+    judge = metrics.Discrepancy(exact, references=settings.size(4, 2))
+    floor = metrics.quantile(judge.floor(n, settings.size(60, 8)), 0.99)
+    task = "flow × autoregressive × classifier, in the plane"
+    report.tell(task, "MMD², 99 % quantile of exact pairs", floor)
+    report.tell(task, "log Z of the formula, by the grid", log_z)
+    for name, sampler in {"SMC": SMC(), "HMC": MCMC(warmup=300, draws=100)}.items():
+        values, errors = [], []
+        for seed in settings.seeds:
+            chains = {"chains": n // 20} if name == "HMC" else {"n": n}
+            draw = sample(target, sampler=sampler, seed=seed, progress=False, **chains)
+            assert isinstance(draw.x, Tensor)
+            x = draw.x if name == "SMC" else draw.x[:, 4::5].flatten(0, 1)
+            values.append(judge(x))
+            if draw.log_z is not None:
+                errors.append(abs(draw.log_z - log_z) / (draw.log_z_se or float("inf")))
+            report.point(task, name, seed=seed, mmd2=values[-1], evaluations=draw.info.evaluations)
+        report.check(
+            task, f"MMD² over that quantile, {name}, mean over seeds", statistics.fmean(values) / floor, "≤", 1.0
+        )
+        if errors:
+            report.check(task, "log Z against the grid, worst error in standard errors", max(errors), "≤", 3.0)
+
+
+def digits(report: Report, settings: Settings, folder: Path) -> None:
+    """The same three families in 64 dimensions, from the models of the table of families where they are found."""
+    task = "flow × autoregressive × classifier, digits"
+    flow, ordered = (_family(name, folder, settings) for name in ("flow", "pixelcnn-reals"))
+    classifier = _seeded(Classifier)
+    stream = data.dequantised_digits("train")
+    fit(
+        classifier, stream, steps=settings.size(1000, 5), batch_size=128, lr=3e-3, ema=0.99, weight_decay=0.01, seed=0,
+        progress=False,
+    )  # fmt: skip
+    classifier.eval()
+    judge = load("digits-classifier")
+    test, label = data.digits("test")
+    n = settings.size(100, 8)
+    for k in CLASSES:
+        held_out = test[label == k]
+        formulas: dict[str, Term] = {
+            "flow": flow,
+            "flow × classifier": flow * classifier.given(label=k),
+            "flow × autoregressive × classifier": product(flow, ordered, classifier.given(label=k)),
+        }
+        for name, term in formulas.items():
+            draw = sample(term, n, sampler=SMC(), seed=settings.seeds[0], progress=False)
+            assert isinstance(draw.x, Tensor)
+            grey = grey_levels(draw.x)
+            right = float((judge.predict(grey) == k).double().mean())
+            note = (
+                f"{draw.info.evaluations:.0f} evaluations; energy distance to held-out digits of the class "
+                f"{metrics.energy_distance(grey, held_out):.2f}; log Z {draw.log_z or 0.0:.2f}"
+            )
+            if name == "flow × autoregressive × classifier":
+                report.check(task, f"seen as {k} by another classifier, {name}", right, "≥", 0.9, note)
+            else:
+                report.tell(task, f"seen as {k} by another classifier, {name}", right, note)
+            report.point(task, f"{name}, class {k}", right=right, evaluations=draw.info.evaluations)
+
+
+def _seeded(make: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _flow() -> Flow:
+    return Flow((2,), "spline", transforms=3, hidden=(64, 64))
+
+
+def _ring() -> Autoregressive:
+    return Autoregressive(CausalTransformer(2, 30, hidden=64, depth=2, heads=4), (2,), continuous=True)
+
+
+def _moons() -> Classifier:
+    return Classifier(LogitsMLP(2, out=2, hidden=(32, 32)), (2,), 2)
+
+
+def _sides(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points over the plane, labelled 1 where x + y > 0, with labels flipped smoothly across the line."""
+    x = 1.2 * torch.randn(n, 2, generator=generator)
+    chance = torch.sigmoid(3 * x.sum(1))
+    return x, (torch.rand(n, generator=generator) < chance).long()
+
+
+def _family(name: str, folder: Path, settings: Settings) -> Any:
+    try:
+        return load(name, folder)
+    except (ValueError, FileNotFoundError):
+        family = FAMILIES[name]
+        model: Any = _seeded(lambda: build(family.spec))
+        fit(model, family.data(), steps=settings.size(1500, 5), seed=0, progress=False, **family.fit)
+        return model.eval()
