@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boltzmix.compose.kernels import ULA
+from boltzmix.compose.sample import sample
+from boltzmix.compose.samplers.base import Sampler
+from boltzmix.compose.samplers.reverse import Reverse
+from boltzmix.compose.samplers.smc import SMC, Annealed
 from boltzmix.models import data
+from boltzmix.models.diffusion_bound import diffusion_elbo
 
 PIXELS = 64
 CLASSES = 10
@@ -64,6 +70,19 @@ def exact(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
         return model.energy(x)
 
 
+def bounded(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The variational bound of a noised term in the limit of ever more levels."""
+    with torch.no_grad():
+        return -diffusion_elbo(model, x, draws=24, repeats=2, generator=generator).value
+
+
+def partition(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Of energies whose integral is found by SMC, with 1,000 particles."""
+    with torch.no_grad():
+        found = sample(model, 1000, sampler=SMC(), seed=0, progress=False)
+        return model.energy(x) + found.log_z
+
+
 def importance_weighted(model: Any, x: Tensor, generator: torch.Generator) -> Tensor:
     """Burda, Grosse and Salakhutdinov's bound with 64 samples."""
     with torch.no_grad():
@@ -94,6 +113,11 @@ def observed(term: Any, n: int, seed: int) -> Tensor:
     return term.sample(n, torch.Generator().manual_seed(seed))["x"]
 
 
+def sampled(sampler: Sampler) -> Draws:
+    """Draws by a sampler of the library."""
+    return by_class(lambda term, n, seed: sample(term, n, sampler=sampler, seed=seed, progress=False).x)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
 # --------------------------------------------------------------- architectures
 
 
@@ -111,11 +135,66 @@ def _dense(inputs: Any, outputs: Any, depth: int) -> dict[str, Any]:
     return _net("Dense", inputs=inputs, outputs=outputs, hidden=128, depth=depth)
 
 
+def _unet(attention: bool = True) -> dict[str, Any]:
+    return _net("UNet", channels=1, hidden=[32, 64], attention=attention)
+
+
+_NOISE = {"sigma_data": 0.6, "dropout": 0.1}
+_DIFFUSION = {"lr": 2e-3, "batch_size": 128, "ema": 0.998}
 _FLOW = {"lr": 2e-3, "batch_size": 128, "ema": 0.999}
 _VAE = {"lr": 1e-3, "batch_size": 128, "ema": 0.999}
 _ORDERED = {"lr": 3e-3, "batch_size": 64, "ema": 0.99, "weight_decay": 0.1}
 
 FAMILIES: dict[str, Family] = {
+    "diffusion": Family(
+        _spec("Diffusion", _unet(), sigma_range=[0.01, 20.0], noise=[-1.0, 1.4], **_NOISE),
+        {**_DIFFUSION, "lr": 3e-3, "weight_decay": 0.3},
+        bounded,
+        "bound",
+        sampled(Reverse(steps=30)),
+    ),
+    "dit": Family(
+        _spec(
+            "Diffusion",
+            _net("DiT", channels=1, size=8, patch=2, width=64, depth=4, heads=4),
+            sigma_range=[0.01, 20.0],
+            noise=[-1.0, 1.4],
+            **_NOISE,
+        ),
+        _DIFFUSION,
+        bounded,
+        "bound",
+        sampled(Reverse(steps=30)),
+    ),
+    "energy-diffusion": Family(
+        _spec(
+            "EnergyDiffusion",
+            _unet(attention=False),
+            sigma_range=[0.01, 20.0],
+            noise=[-1.0, 1.4],
+            sigma_detail=0.05,
+            level_weight=0.05,
+            **_NOISE,
+        ),
+        _DIFFUSION,
+        bounded,
+        "bound",
+        sampled(Annealed(levels=48, sweeps=1)),
+    ),
+    "flow-matching": Family(
+        _spec("FlowMatching", _unet(), noise=[-0.5, 1.3], t_range=[0.01, 0.98], **_NOISE),
+        _DIFFUSION,
+        bounded,
+        "bound",
+        sampled(Reverse(steps=30)),
+    ),
+    "ncsn": Family(
+        _spec("NCSN", _unet(), levels=16, sigma_range=[0.02, 10.0], parameterization="epsilon", **_NOISE),
+        _DIFFUSION,
+        bounded,
+        "bound",
+        sampled(Annealed(levels=24, kernel=ULA(2e-3), sweeps=8)),
+    ),
     "flow": Family(
         _spec("Flow", kind="spline", transforms=2, hidden=[128], bins=8),
         {**_FLOW, "weight_decay": 0.3},
