@@ -120,6 +120,7 @@ class Report:
             "schema": SCHEMA,
             "suite": self.suite,
             "title": self.title,
+            "summary": self.summary,
             **self.about,
             "rows": [asdict(r) for r in self.rows],
             "curves": self.curves,
