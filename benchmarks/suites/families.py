@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from boltzmix.benchmarks import metrics, plots
-from boltzmix.benchmarks.digits_families import FAMILIES, PIXELS, Family, grey_levels
+from boltzmix.benchmarks.digits_families import FAMILIES, PIXELS, TRAINING_IMAGES, Family, grey_levels
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings, run_sections
 from boltzmix.benchmarks.suites import across
@@ -170,7 +170,11 @@ def _trained(name: str, family: Family, seed: int, budget: float, folder: Path, 
     def fresh() -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build(family.spec)
+            made = build(family.spec)
+        if family.prepared:
+            generator = torch.Generator().manual_seed(seed)
+            made.prepare(source(8 * TRAINING_IMAGES, generator), generator)
+        return made
 
     source = family.data()
     trial = 6 if budget < 10 else 30
@@ -178,7 +182,7 @@ def _trained(name: str, family: Family, seed: int, budget: float, folder: Path, 
     clock = time.process_time()
     fit(fresh(), source, steps=trial, seed=seed, progress=False, **family.fit)
     each = (time.process_time() - clock) / trial
-    steps = max(trial, round(budget / each))
+    steps = min(max(trial, round(budget / each)), family.most or 10**9)
     model = fresh()
     clock = time.process_time()
     fit(model, source, steps=steps, seed=seed, progress=False, metrics=folder / f"{name}.jsonl", **family.fit)
