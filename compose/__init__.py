@@ -21,6 +21,7 @@ from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import guidance, negation, product
 from boltzmix.compose.sample import sample
+from boltzmix.compose.samplers.exact import Exact
 from boltzmix.compose.samplers.mcmc import MCMC
 from boltzmix.compose.samplers.reverse import Reverse
 from boltzmix.compose.samplers.smc import AIS, SMC, Annealed
@@ -50,6 +51,7 @@ __all__ = [
     "NonFinite",
     "Normalized",
     "NotNormalizable",
+    "Exact",
     "Reverse",
     "SamplingWarning",
     "ScopeError",

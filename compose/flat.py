@@ -56,9 +56,15 @@ class FlatView:
         self._variables: list[Variable] = list(variables.values()) if isinstance(variables, Mapping) else [variables]
         for name, variable in zip(self.names or ["x"], self._variables, strict=True):
             if variable.discrete:
+                instead = (
+                    f"draw exactly with {term.name()}.sample(n, generator)"
+                    if term.samplable
+                    else "condition on it with .given(…), or draw from a factor with .sample(n, generator) and weigh "
+                    "the draws by exp(E_factor - E)"
+                )
                 raise TypeError(
-                    f"variable {name!r} is discrete ({variable.support}) and gradient kernels move real variables; "
-                    "use a discrete kernel for it"
+                    f"variable {name!r} is discrete ({variable.support}) and samplers move real variables only; "
+                    f"{instead}"
                 )
         found = _first_float(term)
         declared = next((v.dtype for v in self._variables if v.dtype is not None), None)
@@ -66,6 +72,13 @@ class FlatView:
             raise TypeError(f"{term.name()} has states of {declared} and dtype={dtype} was asked for; leave out dtype=")
         default = found.dtype if found is not None else torch.get_default_dtype()
         self.dtype = dtype or declared or default
+        if self.dtype in (torch.float16, torch.bfloat16):
+            whose = "was asked for" if dtype is not None else f"is that of {term.name()}"
+            raise TypeError(
+                f"samplers move states in float32 or float64, and {self.dtype} {whose}: rounding would swallow small "
+                "steps and weights. Keep a network in half precision behind states in float32 with "
+                "boltzmix.term(network, …, cast=True), or convert the model with .float()"
+            )
         self.device = torch.device(device) if device is not None else device_of(term)
         self.counter = Counter()
         self._sizes = [torch.Size(v.shape).numel() for v in self._variables]

@@ -11,6 +11,7 @@ from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.flat import device_of
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.base import Request, Sampler, frozen
+from boltzmix.compose.samplers.exact import Exact
 from boltzmix.compose.samplers.mcmc import MCMC
 from boltzmix.compose.samplers.reverse import Reverse
 from boltzmix.compose.samplers.smc import SMC, Annealed
@@ -38,15 +39,17 @@ def sample(
     Args:
         target: any term; networks in it are run in evaluation mode with frozen parameters, both restored.
         n: number of particles.
-        sampler: None takes SMC for composites with energies (Annealed beyond some hundreds of dimensions),
-            Reverse for a single score-only model, Annealed for other score-only terms; ``info.reason`` says which.
+        sampler: None takes Exact for a term with discrete variables that can be drawn exactly, SMC for composites
+            with energies (Annealed beyond some hundreds of dimensions and for a
+            condition in each row), Reverse for a single score-only model, Annealed for other score-only terms;
+            ``info.reason`` says which.
         chains: number of chains, for MCMC; give this or ``n``.
         init: starts ``(chains, *event)`` for MCMC; states ``(n, *event)`` at the first level for Reverse; for static
             targets under SMC, a term to start from.
         seed: an int, a ``torch.Generator`` or None for a fresh one; the same seed, device and target give the
             same numbers.
         device: where states live; by default where the target's parameters are.
-        dtype: of the states; by default that of the target's parameters.
+        dtype: of the states, float32 or float64; by default that of the target's parameters.
         progress: show a bar; None shows it on a terminal.
         checkpoint: a file that makes a long run resumable, bit for bit, after it was killed.
 
@@ -57,6 +60,7 @@ def sample(
         ValueError: settings that contradict each other.
         MissingEnergy: a sampler that needs energies, on a score-only term.
         NotNormalizable: a composite without a finite integral.
+        TypeError: discrete variables, or states in half precision.
 
     Example:
         >>> import torch
@@ -71,7 +75,9 @@ def sample(
     if isinstance(sampler, type):
         raise TypeError(f"sampler is an instance, got the class {sampler.__name__}; write {sampler.__name__}()")
     if sampler is not None and not isinstance(sampler, Sampler):
-        raise TypeError(f"sampler is one of SMC(), Annealed(), AIS(), Reverse(), MCMC(), got {type(sampler).__name__}")
+        raise TypeError(
+            f"sampler is one of SMC(), Annealed(), AIS(), Reverse(), MCMC(), Exact(), got {type(sampler).__name__}"
+        )
     if (n is None) == (chains is None):
         raise ValueError("say how much to draw: n= particles, or chains= for MCMC, and not both")
     if sampler is None:
@@ -105,12 +111,16 @@ def choose_sampler(target: Term, chains: bool) -> tuple[Sampler, str]:
     """The default sampler for a target, and why."""
     if chains:
         return MCMC(), "chains were asked for"
+    variables = target.variables
+    listed = [variables] if isinstance(variables, Variable) else list(variables.values())
+    if target.samplable and any(v.discrete for v in listed):
+        return Exact(), "discrete variables that can be drawn exactly"
+    if target.has_energy and any(getattr(module, "per_row", False) is True for module in target.modules()):
+        return Annealed(), "a condition for each draw makes n different targets, so annealed MCMC without weights"
     if isinstance(target, Mixture) and not target.has_energy:
         inner, why = choose_sampler(target._terms()[0], False)
         return inner, f"a mixture of score-only members: {why}"
-    variables = target.variables
-    shapes = [variables.shape] if isinstance(variables, Variable) else [v.shape for v in variables.values()]
-    dim = sum(torch.Size(s).numel() for s in shapes)
+    dim = sum(torch.Size(v.shape).numel() for v in listed)
     if target.has_energy:
         if dim > _LARGEST_FOR_WEIGHTS and target.path != "static" and not target.samplable:
             return Annealed(), f"weights degenerate in {dim} dimensions, so annealed MCMC without weights"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boltzmix.compose.errors import MissingEnergy
+from boltzmix.compose.errors import MissingEnergy, NonFinite
 from boltzmix.compose.variable import (
     Sigma,
     State,
@@ -218,6 +218,11 @@ class Term(nn.Module):
             TypeError: the term is not normalised.
         """
         if not self.normalized:
+            if not self.has_energy and self.path == "noised":
+                raise TypeError(
+                    f"log_prob() needs a normalised density and {self.name()} has only a score; integrate it along "
+                    "the noise levels: boltzmix.models.log_likelihood(term, x)"
+                )
             raise TypeError(
                 f"log_prob() needs a normalised density and {self.name()} is known up to a constant; use -energy(x), "
                 "or calibrate(term) first"
@@ -453,6 +458,11 @@ class Term(nn.Module):
             raise ValueError(
                 f"{self.name()} must return energies of shape (N,) = ({like.shape[0]},), got {tuple(energy.shape)}; "
                 "sum over the event dimensions"
+            )
+        if energy.dtype in (torch.float16, torch.bfloat16) and bool(energy.isnan().any()):
+            raise NonFinite(
+                f"{self.name()} gives NaN energies in {energy.dtype}, whose numbers end at "
+                f"{torch.finfo(energy.dtype).max:.3g}: compute it in float32, with model.float() and x.float()"
             )
         return energy
 

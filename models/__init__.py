@@ -3,7 +3,7 @@
 Only torch is imported here; scikit-learn, safetensors and tqdm are imported where they are used.
 """
 
-from boltzmix.models import data, nets, recipes
+from boltzmix.models import data, nets, recipes, schedules
 from boltzmix.models.autoregressive import Autoregressive
 from boltzmix.models.classifier import Classifier
 from boltzmix.models.continuous_flow import ContinuousFlow
@@ -25,34 +25,35 @@ from boltzmix.models.reward import Reward
 from boltzmix.models.vae import VAE
 
 __all__ = [
-    "Autoregressive",
-    "Classifier",
-    "ContinuousFlow",
+    "EnergyModel",
+    "GaussianBase",
     "ContrastiveDivergence",
+    "ScoreMatching",
+    "NoiseContrastive",
+    "LevelCalibration",
     "Diffusion",
     "EnergyDiffusion",
-    "EnergyModel",
-    "FitResult",
-    "Flow",
-    "FlowMatching",
-    "GaussianBase",
-    "Glow",
-    "LevelCalibration",
-    "NoiseContrastive",
-    "ScoreMatching",
-    "HierarchicalVAE",
-    "VAE",
     "NCSN",
-    "ODEDensity",
+    "FlowMatching",
+    "Flow",
+    "Glow",
+    "ContinuousFlow",
+    "VAE",
+    "HierarchicalVAE",
+    "Autoregressive",
+    "Classifier",
     "Reward",
-    "card",
-    "data",
+    "ODEDensity",
+    "log_likelihood",
     "diffusion_elbo",
     "fit",
+    "FitResult",
+    "save",
     "load",
-    "log_likelihood",
     "names",
+    "card",
+    "data",
     "nets",
     "recipes",
-    "save",
+    "schedules",
 ]

@@ -19,26 +19,24 @@ and sequences that fill the event without an end have all their factors, so the 
 sum to one. Without ``eos``, the lengths are given and the sum runs over t < ℓ.
 """
 
-import copy
-import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from boltzmix.compose.constraints import Clamp
 from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.term import Evaluated, Normalized, Term, score_from_energy
 from boltzmix.compose.variable import Variable, integers
-from boltzmix.models.conditionals import LogisticMixture, conditional_of
-from boltzmix.models.labels import Labelled
+from boltzmix.models.conditionals import conditional_of
+from boltzmix.models.labels import stacked_labels, tile
 from boltzmix.models.nets.embedding import NULL
 from boltzmix.models.ordered import Ordered
 from boltzmix.models.orders import as_order
+from boltzmix.models.prefixes import Prefixed
 
 
-class Autoregressive(Labelled, Normalized):
+class Autoregressive(Prefixed, Normalized):
     r"""A density as a product of conditionals (see the module's page for the equation).
 
     Args:
@@ -86,8 +84,6 @@ class Autoregressive(Labelled, Normalized):
     """
 
     path = "static"
-    core: Ordered
-    prefix: Tensor | None
 
     def __init__(
         self,
@@ -120,7 +116,7 @@ class Autoregressive(Labelled, Normalized):
             raise ValueError(f"corruption is a share in [0, 1), got {corruption}")
         self.levels, self.corruption = levels, float(corruption)
         self._take_labels(num_classes, dropout, net)
-        self.conditions = self.conditions | {"prefix"}
+        self._take_prefix()
         self._take_end(eos, pad, shape)
         if head == "logistic" and self.pad is not None:
             raise ValueError("head='logistic' is for levels with an order; tokens with eos or pad are categorical")
@@ -135,8 +131,6 @@ class Autoregressive(Labelled, Normalized):
             raise ValueError("sequences with eos or pad are read from the left: leave out order=")
         self.has_score = self.levels is None
         self.normalized = self.calibrated = self.samplable = self.pad is None or self.eos is not None
-        self.register_buffer("prefix", None)
-        self._prefix_identity: Hashable = None
 
     def _take_end(self, eos: int | None, pad: int | None, shape: tuple[int, ...]) -> None:
         self.eos, self.pad = eos, eos if pad is None else pad
@@ -148,102 +142,8 @@ class Autoregressive(Labelled, Normalized):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.levels:
                 raise ValueError(f"{name} is a token in 0 … {self.levels - 1}, got {token!r}")
 
-    # ------------------------------------------------------------- conditions
-
-    def _given(self, **condition: object) -> Self:
-        if "prefix" not in condition:
-            return super()._given(**condition)
-        prefix = condition.pop("prefix")
-        twin = super()._given(**condition) if condition else self._view()
-        if self._prefix_identity is not None:
-            raise ValueError("this term has a prefix already; call given() on the model without one")
-        values = self._check_prefix(prefix)
-        twin.prefix = values
-        twin._prefix_identity = (tuple(values.shape), tuple(values.flatten().tolist()))
-        return twin
-
-    def _view(self) -> Self:
-        twin = copy.copy(self)
-        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
-        return twin
-
-    def _check_prefix(self, prefix: object) -> Tensor:
-        own, size = self._weights(), math.prod(self.event_shape)
-        wanted = own.dtype if self.levels is None else torch.long
-        if not isinstance(prefix, Tensor):
-            raise TypeError(f"prefix is a tensor of the first values, (m,) or (N, m), got {type(prefix).__name__}")
-        if prefix.dtype != wanted:
-            raise TypeError(f"prefix holds {wanted} here, got {prefix.dtype}; convert it with .to({wanted})")
-        if prefix.ndim not in (1, 2) or not len(prefix) or not 1 <= prefix.shape[-1] < size:
-            raise ValueError(
-                f"prefix has shape (m,) or (N, m) with 1 <= m < {size} values in the model's order, "
-                f"got {tuple(prefix.shape)}"
-            )
-        values = prefix.detach().to(own.device).clone()
-        self._check_values(values)
-        rows = values.reshape(-1, values.shape[-1])
-        if not bool(torch.isfinite(rows).all()) or not bool(self._counted(rows)[1].all()):
-            raise ValueError(
-                "this prefix has probability zero: values that are not finite, or content behind eos or pad"
-            )
-        if isinstance(self.conditional, LogisticMixture) and self.conditional.interval is not None:
-            low, high = self.conditional.interval
-            if not bool(((rows >= low) & (rows <= high)).all()):
-                raise ValueError(f"a prefix lies in the interval [{low:g}, {high:g}]")
-        return values
-
-    def prefix_of(self, x: Tensor, length: int) -> Tensor:
-        """The first values of states x in the model's order, ``(N, length)``: what ``given(prefix=…)`` takes."""
-        if x.shape[1:] != self.event_shape:
-            raise ValueError(f"x has shape (N, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}")
-        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length < math.prod(self.event_shape):
-            raise ValueError(f"length is an int in [1, {math.prod(self.event_shape)}), got {length!r}")
-        return self.core.arrange(x)[:, :length]
-
-    def clamp(self) -> Clamp:
-        """The factor that makes kernels hold the prefix of a view still: ``view * view.clamp()``.
-
-        Raises:
-            TypeError: no prefix, or levels, which no gradient kernel moves.
-        """
-        if self.prefix is None or self.levels is not None:
-            raise TypeError("clamp() is for continuous models with a prefix: p.given(prefix=values).clamp()")
-        known = self.prefix.shape[-1]
-        mask = torch.zeros(1, len(self.core.order), dtype=torch.bool, device=self.prefix.device)
-        mask[:, :known] = True
-        values = self.prefix.new_zeros(*self.prefix.shape[:-1], len(self.core.order))
-        values[..., :known] = self.prefix
-        full = self.core.restore(values.reshape(-1, len(self.core.order)))
-        return Clamp(self.core.restore(mask)[0], full if self.prefix.ndim == 2 else full[0])
-
-    @property
-    def per_row(self) -> bool:
-        """Whether every row of a state has a label or a prefix of its own, so that rows must not be exchanged."""
-        return self.labels is not None or (self.prefix is not None and self.prefix.ndim == 2)
-
-    def _prefix_rows(self, n: int) -> Tensor | None:
-        """The prefix ``(n, m)``."""
-        if self.prefix is None:
-            return None
-        if self.prefix.ndim == 2 and len(self.prefix) != n:
-            raise ValueError(
-                f"this term holds {len(self.prefix)} prefixes, one per particle, and got {n} particles; "
-                "use one prefix where the number of particles changes"
-            )
-        return self.prefix.expand(n, -1)
-
-    def key(self) -> Hashable:
-        """The network, the frozen label and the prefix: equal views of one model merge."""
-        return (*cast("tuple[Hashable, ...]", super().key()), self._prefix_identity)
-
     def _group(self) -> Hashable:
         return (type(self).__name__, id(self.core))
-
-    def name(self) -> str:
-        """The class, and the conditions when there are some."""
-        shown = [] if self.label is None else [f"label={self.label}"]
-        shown += [] if self.prefix is None else [f"prefix of {self.prefix.shape[-1]}"]
-        return type(self).__name__ + (f"({', '.join(shown)})" if shown else "")
 
     # ------------------------------------------------------------- evaluation
 
@@ -303,11 +203,7 @@ class Autoregressive(Labelled, Normalized):
         values = self.core.arrange(tall)
         self._check_values(values)
         labels = [view._label_rows(n, tall.device) for view in views]
-        label = None
-        if any(row is not None for row in labels):
-            null = torch.full((n,), NULL, dtype=torch.long, device=tall.device)
-            label = torch.cat([null if row is None else row for row in labels])
-        factors = self._factors(values, label)
+        factors = self._factors(values, stacked_labels(labels, n, tall.device))
         parts = zip(views, factors.chunk(k), values.chunk(k), strict=True)
         return [view._total(part, own) for view, part, own in parts]
 
@@ -323,12 +219,12 @@ class Autoregressive(Labelled, Normalized):
         if not len(x):
             return [(view._energy(x, sigma) if energy else None, x.clone() if score else None) for view in views]
         if not score:
-            return [(e, None) for e in self._energies(views, x.repeat(len(views), *[1] * (x.ndim - 1)))]
+            return [(e, None) for e in self._energies(views, tile(x, len(views)))]
         keep = torch.is_grad_enabled() and any(view._needs_graph(x) for view in views)
         with torch.enable_grad():
             # Rows of one tall leaf: the k gradients come out of one backward, already apart.
-            tall = (x if keep else x.detach()).repeat(len(views), *[1] * (x.ndim - 1))
-            tall = tall if tall.requires_grad else tall.requires_grad_()
+            tall = tile(x, len(views))
+            tall = tall if keep and tall.requires_grad else tall.detach().requires_grad_()
             energies = self._energies(views, tall)
             scores = score_from_energy(torch.cat(energies), tall, keep, self)
         assert isinstance(scores, Tensor)

@@ -37,19 +37,7 @@ from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.variable import Sigma, Variable, check_state, expand_rows, integers
 from boltzmix.models.labels import Labelled
 from boltzmix.models.nets.logits import LogitsConv, LogitsMLP
-
-
-class Wrapped(nn.Module):
-    """A plain function where a network is expected."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        """Hold the function."""
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The function's value."""
-        return self.fn(*inputs)
+from boltzmix.models.wrapped import Wrapped
 
 
 class Classifier(Labelled):
@@ -179,6 +167,8 @@ class Classifier(Labelled):
             raise ValueError(
                 f"the network of {self.name()} returns logits ({x.shape[0]}, {self.num_classes}), got {came}"
             )
+        if torch.is_autocast_enabled(x.device.type):
+            return out.to(x.dtype)  # mixed precision: probabilities are computed in the dtype of x
         if out.dtype != x.dtype:
             raise TypeError(
                 f"the network of {self.name()} returned {out.dtype} for x of {x.dtype}; convert one of them"
@@ -279,6 +269,9 @@ class Classifier(Labelled):
         if label.shape != x.shape[:1] or label.is_floating_point() or label.dtype == torch.bool:
             raise ValueError(f"labels are ints of shape ({len(x)},), got {label.dtype} of shape {tuple(label.shape)}")
         label, sigma = label.long(), None
+        assert self.num_classes is not None
+        if len(label) and not 0 <= int(label.min()) <= int(label.max()) < self.num_classes:
+            raise ValueError(f"labels are ints in [0, {self.num_classes}), got {int(label.min())} … {int(label.max())}")
         if self.shift:
             x = self._shifted(x, generator)
         if self.noise_aware:

@@ -13,8 +13,8 @@ test. So training, which needs log p alone, draws fresh probes, while a *term* w
 ones: a function of x, with the right score for itself, that is not −log p and says so (``normalized`` and
 ``samplable`` are False).
 
-**The solver.** With ``solver="rk4"`` (or euler, midpoint) steps are fixed, rows do not depend on each other, and the
-score is the gradient of the energy that is computed; the error, which :meth:`ContinuousFlow.discretisation_error`
+**The solver.** With ``solver="rk4"`` (or heun, midpoint, euler) steps are fixed, rows do not depend on each other, and
+the score is the gradient of the energy that is computed; the error, which :meth:`ContinuousFlow.discretisation_error`
 measures, falls as steps^−4. Adaptive solvers (dopri5, dopri8, bosh3, adaptive_heun) choose steps for the whole batch:
 an energy then depends on the other rows within the tolerances.
 """
@@ -27,14 +27,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from boltzmix.compose.errors import MissingExtra
-from boltzmix.models.invertible import Invertible, Map, log_normal
+from boltzmix.models.divergence import divergence, random_signs, unit_vectors
+from boltzmix.models.invertible import Invertible, Map
 from boltzmix.models.labels import Batch
 from boltzmix.models.nets.units import Units
-from boltzmix.models.probability_flow import random_signs
+from boltzmix.models.normal import log_standard_normal
+from boltzmix.models.ode import Method, Parts, Solver
 
-STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 EXACT_UP_TO = 128
 
 
@@ -48,22 +47,21 @@ class ContinuousFlow(Invertible):
         flatten: the network takes and gives vectors ``(N, D)``, whatever the event shape: an MLP over images.
         trace: ``"exact"``, ``"hutchinson"``, or ``"auto"``: exact up to D = 128.
         probes: number of fixed probes of ``"hutchinson"``.
-        solver: fixed steps (``"rk4"``, ``"midpoint"``, ``"euler"``) or adaptive (``"dopri5"``, ``"dopri8"``,
-            ``"bosh3"``, ``"adaptive_heun"``).
-        steps: number of fixed steps.
-        rtol, atol: tolerances of adaptive solvers.
+        solver, steps, rtol, atol: method, number of fixed steps and tolerances of adaptive ones, of the
+            :class:`~boltzmix.models.ode.Solver`.
         times: (t₀, t₁), of the data and of the noise.
         base_scale: s, standard deviation of the noise at t₁.
         kinetic: weight in the loss of the mean squared velocity along the path, which keeps paths straight and so easy
             to solve (Finlay et al., 2020).
         adjoint: gradients of the loss by the adjoint equation: memory independent of the number of steps, gradients
             exact within the solver's error alone. Scores never use it, since it has no second derivatives.
+            Needs torchdiffeq.
         num_classes: number of labels that :meth:`given` takes; None for a model without labels.
         dropout: probability with which a label is hidden in training.
         loc, scale, bounds, margin: the flow's units; see :class:`~boltzmix.models.nets.units.Units`.
 
     Raises:
-        MissingExtra: torchdiffeq is not installed; raised by the first evaluation.
+        MissingExtra: an adaptive solver or ``adjoint`` without torchdiffeq; raised by the first evaluation.
         ValueError: an unknown solver or trace, or numbers out of range.
 
     Source: R. T. Q. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud (2018), Neural ordinary differential equations. W.
@@ -87,7 +85,7 @@ class ContinuousFlow(Invertible):
         flatten: bool = False,
         trace: str = "auto",
         probes: int = 1,
-        solver: str = "rk4",
+        solver: Method = "rk4",
         steps: int = 12,
         rtol: float = 1e-5,
         atol: float = 1e-5,
@@ -107,14 +105,10 @@ class ContinuousFlow(Invertible):
         shape = self._declare(event_shape, num_classes, dropout, net)
         if trace not in ("auto", "exact", "hutchinson"):
             raise ValueError(f"trace is 'auto', 'exact' or 'hutchinson', got {trace!r}")
-        if solver not in (*STAGES, *ADAPTIVE):
-            raise ValueError(f"solver is one of {', '.join((*STAGES, *ADAPTIVE))}, got {solver!r}")
-        for name, value in {"steps": steps, "probes": probes}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is a positive int, got {value!r}")
-        for name, value in {"rtol": rtol, "atol": atol, "base_scale": base_scale}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is a number > 0, got {value!r}")
+        if not isinstance(probes, int) or isinstance(probes, bool) or probes < 1:
+            raise ValueError(f"probes is a positive int, got {probes!r}")
+        if not 0 < base_scale < math.inf:
+            raise ValueError(f"base_scale is a number > 0, got {base_scale!r}")
         start, end = (float(t) for t in times)
         if not (math.isfinite(start) and math.isfinite(end) and start != end):
             raise ValueError(f"times are those of data and of noise, two different numbers; got {tuple(times)}")
@@ -126,9 +120,9 @@ class ContinuousFlow(Invertible):
         if not exact:
             self.normalized = self.calibrated = self.samplable = False
         units = Units(shape, loc=loc, scale=scale, bounds=bounds, margin=margin)
-        options = {"steps": steps, "rtol": float(rtol), "atol": float(atol), "base_scale": float(base_scale)}
-        options["flatten"] = bool(flatten)
-        self.core = OdeMap(units, net, shape, solver, (start, end), None if exact else probes, options)
+        way = Solver(solver, steps, float(rtol), float(atol))
+        number = None if exact else probes
+        self.core = OdeMap(units, net, shape, way, (start, end), number, float(base_scale), bool(flatten))
 
     @classmethod
     def from_velocity(
@@ -188,11 +182,11 @@ class ContinuousFlow(Invertible):
         """log p with the given probes (None: the term's own way), and the mean squared velocity, ``(N,)`` each."""
         u, log_det, inside = self.core.units(x)
         z, gain, effort = self.core.solve(u, label, probes, refine=refine, adjoint=adjoint)
-        value = log_normal(z) + gain + log_det
+        value = log_standard_normal(z) + gain + log_det
         return (value if inside is None else torch.where(inside, value, -torch.inf)), effort
 
     def _rows(self) -> int:
-        return self.core.evaluations()
+        return self.core.solver.evaluations
 
     # ---------------------------------------------------------------- training
 
@@ -200,7 +194,7 @@ class ContinuousFlow(Invertible):
         """Mean −log p(x | c) in nats for each coordinate, plus the kinetic term; the trace by fresh probes if D > 4."""
         x, label = self._data(batch, generator)
         dim = math.prod(self.event_shape)
-        probes = self.core.draw(x, 1, generator) if dim > 4 else self.core.identity(x)
+        probes = self.core.draw(x, 1, generator) if dim > 4 else unit_vectors(x)
         log_prob, effort = self._estimate(x, label, probes, adjoint=self.adjoint)
         return -log_prob.mean() / dim + self.kinetic * effort.mean()
 
@@ -240,16 +234,16 @@ class OdeMap(Map):
         units: Units,
         net: nn.Module,
         shape: tuple[int, ...],
-        solver: str,
+        solver: Solver,
         times: tuple[float, float],
         probes: int | None,
-        options: dict[str, Any],
+        base_scale: float,
+        flatten: bool,
     ) -> None:
         """Keep the parts; fixed probes are drawn from a generator of their own."""
         super().__init__(units)
         self.net, self.shape, self.solver, self.times = net, shape, solver, times
-        self.steps, self.rtol, self.atol = options["steps"], options["rtol"], options["atol"]
-        self.base_scale, self.flatten = options["base_scale"], options["flatten"]
+        self.base_scale, self.flatten = base_scale, flatten
         one = torch.zeros(1, *shape)
         fixed = None if probes is None else self.draw(one, probes, torch.Generator().manual_seed(0))
         self.register_buffer("probes", fixed)
@@ -259,11 +253,6 @@ class OdeMap(Map):
     def draw(self, x: Tensor, probes: int, generator: torch.Generator) -> Tensor:
         """Fresh probes for every row, ``(K, N, *event)``, scaled so that their quadratic forms add up to the trace."""
         return random_signs((probes, *x.shape), x, generator) / math.sqrt(probes)
-
-    def identity(self, x: Tensor) -> Tensor:
-        """The D unit vectors, ``(D, 1, *event)``: probes that give the exact trace."""
-        dim = math.prod(self.shape)
-        return torch.eye(dim, dtype=x.dtype, device=x.device).reshape(dim, 1, *self.shape)
 
     # ---------------------------------------------------------------- solution
 
@@ -275,7 +264,7 @@ class OdeMap(Map):
         """u, from noise to data."""
         state = z.unflatten(1, self.shape) * self.base_scale
         back = (self.times[1], self.times[0])
-        (u,) = self._odeint(lambda t, s: (self._velocity(t, s[0], label),), (state,), back)
+        (u,) = self.solver.solve(lambda s, t: (self._velocity(t, s[0], label),), (state,), *back)
         return u
 
     def solve(
@@ -291,79 +280,32 @@ class OdeMap(Map):
             adjoint: gradients by the adjoint equation.
         """
         if probes is None:
-            probes = self.identity(u) if self.probes is None else self.probes
+            probes = unit_vectors(u) if self.probes is None else self.probes
         learns = u.requires_grad or any(p.requires_grad for p in self.parameters())
         keep = torch.is_grad_enabled() and learns
 
-        def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def field(state: Parts, t: float) -> Parts:
             create = torch.is_grad_enabled()
             with torch.enable_grad():
                 y = state[0] if create and state[0].requires_grad else state[0].detach().requires_grad_()
                 v = self._velocity(t, y, label)
-                trace = divergence(v, y, probes, create)
+                trace = divergence(v, y, probes, create).sum(0)
             v = v if create else v.detach()
             return v, trace, v.square().flatten(1).mean(1)
 
         zero = u.new_zeros(u.shape[0])
         with torch.set_grad_enabled(keep):
-            end, gain, effort = self._odeint(field, (u, zero, zero), self.times, refine=refine, adjoint=adjoint)
+            solver = self.solver.refined() if refine else self.solver
+            learned = [p for p in self.net.parameters() if p.requires_grad] if adjoint else None
+            end, gain, effort = solver.solve(field, (u, zero, zero), *self.times, adjoint=learned)
             z = end.flatten(1) / self.base_scale
         length = self.times[1] - self.times[0]
         return z, gain - z.shape[1] * math.log(self.base_scale), effort * length
 
-    def evaluations(self) -> int:
-        """Network evaluations of one solution; of adaptive solvers, those of six steps of a common length."""
-        return self.steps * STAGES[self.solver] if self.solver in STAGES else 36
-
-    def _velocity(self, t: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
-        v = self.net(y.flatten(1) if self.flatten else y, t.expand(y.shape[0]), label)
+    def _velocity(self, t: float, y: Tensor, label: Tensor | None) -> Tensor:
+        v = self.net(y.flatten(1) if self.flatten else y, y.new_full((y.shape[0],), t), label)
         if self.flatten and v.shape == (y.shape[0], math.prod(self.shape)):
             v = v.reshape(y.shape)
         if v.shape != y.shape:
             raise ValueError(f"the velocity of x {tuple(y.shape)} has its shape, got {tuple(v.shape)}")
         return v
-
-    def _odeint(
-        self,
-        field: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
-        state: tuple[Tensor, ...],
-        times: tuple[float, float],
-        *,
-        refine: bool = False,
-        adjoint: bool = False,
-    ) -> tuple[Tensor, ...]:
-        try:
-            from torchdiffeq import odeint, odeint_adjoint
-        except ImportError as error:
-            raise MissingExtra('ContinuousFlow needs torchdiffeq: pip install "boltzmix[ode]"') from error
-        like = state[0]
-        fixed = self.solver in STAGES
-        grid = self.steps * (2 if refine else 1) + 1 if fixed else 2
-        t = torch.linspace(*times, grid, dtype=like.dtype, device=like.device)
-        finer = 0.1 if refine else 1.0
-        options: dict[str, Any] = {"method": self.solver, "rtol": self.rtol * finer, "atol": self.atol * finer}
-        if adjoint:
-            options["adjoint_params"] = tuple(p for p in self.net.parameters() if p.requires_grad)
-        solution: Any = (odeint_adjoint if adjoint else odeint)(field, state, t, **options)
-        return tuple(part[-1] for part in solution)
-
-
-def divergence(v: Tensor, y: Tensor, probes: Tensor, create_graph: bool) -> Tensor:
-    r""":math:`\sum_k \epsilon_k^\top (\partial v/\partial y)\, \epsilon_k` of rows, ``(N,)``.
-
-    Args:
-        v: velocity at y, ``(N, *event)``, with its graph.
-        y: ``(N, *event)``.
-        probes: ``(K, N or 1, *event)``; unit vectors give the exact trace.
-        create_graph: whether the result is differentiated again.
-    """
-    if not v.requires_grad:  # a velocity that does not depend on y
-        return y.new_zeros(y.shape[0])
-    directions = probes.to(y).expand(len(probes), *y.shape)
-    # One product needs no vmap, which costs as much again for a small network.
-    single = len(probes) == 1
-    wanted = directions[0] if single else directions
-    (rows,) = torch.autograd.grad(
-        v, y, wanted, is_grads_batched=not single, create_graph=create_graph, retain_graph=True, allow_unused=True
-    )
-    return y.new_zeros(y.shape[0]) if rows is None else (rows * directions).flatten(2).sum(2).sum(0)

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.twins import architecture, stacked, twins_pay
 from boltzmix.compose.variable import Variable, expand_rows
-from boltzmix.models.labels import Batch, Labelled
-from boltzmix.models.nets.embedding import NULL
+from boltzmix.models.labels import Batch, Labelled, stacked_labels, tile
 
 if TYPE_CHECKING:
     from boltzmix.compose.gaussian import Gaussian
@@ -81,10 +80,7 @@ class Preconditioned(nn.Module):
         n = tall.shape[0] // k
         c_noise = sigma.log() / 4
         c_noise = c_noise.expand(k * n) if c_noise.ndim == 0 else tile(c_noise, k)
-        if all(label is None for label in labels):
-            return self.net(tall, c_noise, None)
-        null = torch.full((n,), NULL, dtype=torch.long, device=tall.device)
-        return self.net(tall, c_noise, torch.cat([null if label is None else label for label in labels]))
+        return self.net(tall, c_noise, stacked_labels(labels, n, tall.device))
 
 
 class Coordinates(NamedTuple):
@@ -100,11 +96,6 @@ def scaled(coordinates: Sequence[Coordinates], x: Tensor) -> Tensor:
     if all(c is coordinates[0] for c in coordinates):
         return tile(coordinates[0].centred / expand_rows(coordinates[0].spread, x), len(coordinates))
     return torch.cat([c.centred / expand_rows(c.spread, x) for c in coordinates])
-
-
-def tile(x: Tensor, k: int) -> Tensor:
-    """k copies of x below each other, ``(k · N, …)``; x itself for k = 1."""
-    return x if k == 1 else x.repeat(k, *[1] * (x.ndim - 1))
 
 
 class Denoiser(Labelled):
@@ -202,10 +193,8 @@ class Denoiser(Labelled):
             return self.core(tall, level, labels)
         k = len(views)
         c_noise = (level.log() / 4).expand(k, n)
-        label = None
-        if any(row is not None for row in labels):
-            null = torch.full((n,), NULL, dtype=torch.long, device=tall.device)
-            label = torch.stack([null if row is None else row for row in labels])
+        label = stacked_labels(labels, n, tall.device)
+        label = None if label is None else label.reshape(k, n)
         out = stacked([view.core.net for view in views])(tall.reshape(k, n, *tall.shape[1:]), c_noise, label)
         return out.flatten(0, 1)
 

@@ -3,7 +3,7 @@ r"""Diffusion models: a network that knows the score of noised data, and no ener
 Whatever a network is trained to predict, and along whatever schedule :math:`x_t = \alpha_t (x_0 + \sigma\varepsilon)`,
 the term speaks the one coordinate :math:`x_\sigma = x_0 + \sigma\varepsilon`: it feeds the network
 :math:`\alpha_t x_\sigma` with :math:`\tfrac14\ln\sigma` (any invertible function of the time serves) and turns the
-output into the predicted noise :math:`\hat\varepsilon` by the table of :mod:`boltzmix.models.schedule`; the score is
+output into the predicted noise :math:`\hat\varepsilon` by the table of :mod:`boltzmix.models.schedules`; the score is
 :math:`-\hat\varepsilon/\sigma`.
 
 **Weights.** In the units of the noise every loss is :math:`E\, w(\sigma) \|\hat\varepsilon - \varepsilon\|^2`:
@@ -35,10 +35,8 @@ from torch import Tensor, nn
 from boltzmix.compose.term import Evaluated
 from boltzmix.compose.variable import expand_rows
 from boltzmix.models.denoiser import Coordinates, Denoiser, scaled
-from boltzmix.models.schedule import EDM, VP, FlowMatching, Schedule, named
+from boltzmix.models.schedules import EDM, VP, FlowMatching, Schedule, named
 
-Parameterization = Literal["edm", "epsilon", "sample", "v", "velocity", "score"]
-Weight = Literal["own", "epsilon", "edm", "elbo"]
 _TARGETS = ("edm", "epsilon", "sample", "v", "velocity", "score", "eps", "x0", "v_prediction", "flow")
 _WEIGHTS = ("own", "epsilon", "edm", "elbo")
 
@@ -58,7 +56,7 @@ class Diffusion(Denoiser):
         event_shape: shape of one draw.
         parameterization: what the network predicts: ``"edm"`` (F above), ``"epsilon"``, ``"sample"`` (x0), ``"v"``
             (αε − σ_t x0), ``"velocity"`` (ε − x0 along the straight path) or ``"score"`` (of x_t).
-        schedule: a :class:`~boltzmix.models.schedule.Schedule` or its name (``"ddpm"``, ``"linear"``, ``"cosine"``,
+        schedule: a :class:`~boltzmix.models.schedules.Schedule` or its name (``"ddpm"``, ``"linear"``, ``"cosine"``,
             ``"ve"``, ``"flow"``, ``"edm"``). None: ``"flow"`` for velocities, the preconditioning above for
             ``"edm"``, ``"ddpm"`` for the others. It gives the network's input scale, the default ``sigma_range`` and,
             by default, the levels of training.

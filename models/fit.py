@@ -23,6 +23,7 @@ from boltzmix.compose.errors import NonFinite
 from boltzmix.models.training.batches import Data, IteratedBatches, batches_of
 from boltzmix.models.training.checkpoint import Checkpoint
 from boltzmix.models.training.distributed import Processes, processes
+from boltzmix.models.training.plan import Plan, check_intervals, check_numbers
 from boltzmix.models.training.precision import Precision
 from boltzmix.models.training.records import Record, Records
 from boltzmix.models.training.seeding import derive, global_state_kept
@@ -63,30 +64,6 @@ class FitResult:
     history: list[Record] = field(repr=False)
     seconds: float
     seed: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a run is; a checkpoint of another plan is refused."""
-
-    steps: int
-    batch_size: int | None
-    lr: float
-    warmup: int
-    weight_decay: float
-    ema: float
-    clip: float | None
-    seed: int
-    log_every: int
-    accumulate: int
-    precision: str
-    data: str
-
-    def rate(self, step: int) -> float:
-        """Learning rate: a linear rise, then half a cosine down to zero."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
 
 def fit(
@@ -162,9 +139,9 @@ def fit(
         >>> fit(model, data.ring, steps=3, batch_size=16).steps
         3
     """
-    _check_numbers(steps, batch_size, lr, warmup, weight_decay, ema, clip, seed)
+    check_numbers(steps, batch_size, lr, warmup, weight_decay, ema, clip, seed)
     intervals = {"checkpoint_every": checkpoint_every, "log_every": log_every, "accumulate": accumulate}
-    _check_intervals({**intervals, "sheet_every": sheet_every})
+    check_intervals({**intervals, "sheet_every": sheet_every})
     if not callable(getattr(model, "loss", None)):
         raise TypeError(f"fit() trains a module with loss(batch, generator), and {type(model).__name__} has none")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -180,7 +157,7 @@ def fit(
             )
         batches = batches_of(data, batch_size, seed, device)
         warmup = min(500, steps // 20) if warmup is None else warmup
-        plan = _Plan(
+        plan = Plan(
             steps, batches.size, float(lr), warmup, float(weight_decay), float(ema), clip, seed, log_every, accumulate,
             precision, batches.describe(),
         )  # fmt: skip
@@ -200,7 +177,7 @@ class _Run:
         self,
         model: nn.Module,
         named: dict[str, nn.Parameter],
-        plan: _Plan,
+        plan: Plan,
         batches: Any,
         transform: Callable[[Any, torch.Generator], Any] | None,
         precision: Precision,
@@ -384,39 +361,6 @@ class _Run:
                 )
             record |= found
         return record
-
-
-def _check_numbers(
-    steps: Any, batch_size: Any, lr: Any, warmup: Any, weight_decay: Any, ema: Any, clip: Any, seed: Any
-) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps is a positive int, got {steps!r}")
-    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
-        raise ValueError(f"batch_size is a positive int, got {batch_size!r}")
-    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0):
-        raise ValueError(f"warmup is a number of steps >= 0, got {warmup!r}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise TypeError(f"seed is an int >= 0, got {seed!r}")
-    for name, value in {"lr": lr, "weight_decay": weight_decay, "ema": ema, "clip": clip}.items():
-        if (value is not None or name != "clip") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise TypeError(f"{name} is a number, got {value!r}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr is a number > 0, got {lr!r}")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is a number >= 0, got {weight_decay!r}")
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema is a decay in [0, 1), got {ema!r}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip is a gradient norm > 0 or None, got {clip!r}")
-
-
-def _check_intervals(intervals: dict[str, int | None]) -> None:
-    optional = {"accumulate", "sheet_every"}
-    for name, value in intervals.items():
-        if value is None and name in optional:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is a positive int, got {value!r}")
 
 
 def _advice(what: str, value: float, step: int, precision: str) -> str:

@@ -23,11 +23,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from boltzmix.compose.term import score_from_energy
-from boltzmix.models import schedule as schedules
+from boltzmix.compose.term import Term
+from boltzmix.models import schedules
 from boltzmix.models.diffusion import Diffusion
 from boltzmix.models.labels import Batch
-from boltzmix.models.probability_flow import Field, Solver, integrate
+from boltzmix.models.normal import log_standard_normal
+from boltzmix.models.ode import Method, Solver
+from boltzmix.models.probability_flow import Field, integrate
 
 
 class FlowMatching(Diffusion):
@@ -37,7 +39,7 @@ class FlowMatching(Diffusion):
         net: called ``net(x_t, c_noise, label)`` with c_noise = ¼ ln(t / (1 − t)); its output is the velocity ε − x0.
         event_shape: shape of one draw.
         path: ``"linear"``, a noised term with a score at every level, or ``"ot"``, a static normalised term.
-        method, steps: of the solver of ``"ot"``: see :class:`~boltzmix.models.probability_flow.Solver`. Its density is
+        method, steps: of the solver of ``"ot"``: see :class:`~boltzmix.models.ode.Solver`. Its density is
             exact up to the solver and costs 4 · ``steps`` forwards with D vector–Jacobian products each.
         t_range: times of training; before the first and after the last the velocity is that of the end.
         options: further arguments of :class:`~boltzmix.models.diffusion.Diffusion`: ``num_classes``, ``dropout``,
@@ -69,7 +71,7 @@ class FlowMatching(Diffusion):
         event_shape: Sequence[int],
         *,
         path: Literal["linear", "ot"] = "linear",
-        method: Literal["rk4", "heun", "dopri5"] = "rk4",
+        method: Method = "rk4",
         steps: int = 32,
         t_range: tuple[float, float] = (1e-3, 0.999),
         **options: Any,
@@ -103,18 +105,12 @@ class FlowMatching(Diffusion):
         keep = torch.is_grad_enabled() and self._needs_graph(x)
         with torch.set_grad_enabled(keep):
             z, total = integrate(self._velocity(x), x - self.core.loc, 0.0, 1.0, self.solver, keep=keep)
-            base = 0.5 * (z.flatten(1).square().sum(1) + z[0].numel() * math.log(2 * math.pi))
-            return base - total[0]
+            return -log_standard_normal(z) - total[0]
 
     def _score(self, x: Any, sigma: Any) -> Tensor:
         if self.coupling != "ot":
             return super()._score(x, sigma)
-        keep = torch.is_grad_enabled() and self._needs_graph(x)
-        with torch.enable_grad():
-            leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
-            score = score_from_energy(self._energy(leaf, None), leaf, keep, self)
-        assert isinstance(score, Tensor)
-        return score
+        return Term._energy_and_score(self, x, sigma)[1]  # pyright: ignore[reportReturnType]
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         own = self._weights()

@@ -19,14 +19,13 @@ from boltzmix.compose.term import Normalized, Term
 from boltzmix.compose.variable import State, Variable, check_state
 from boltzmix.models.latent import free_conditions
 from boltzmix.models.latent_model import Core, Inferred, LatentVariableModel, repeated
+from boltzmix.models.normal import kl_normal, log_normal
 from boltzmix.models.observation import (
     BernoulliLikelihood,
     GaussianLikelihood,
     as_input,
     checked,
     halves,
-    kl_normal,
-    log_normal,
     make_likelihood,
 )
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from boltzmix.compose.errors import NonFinite
 from boltzmix.compose.term import Evaluated, Term, score_from_energy
 from boltzmix.compose.variable import Variable
-from boltzmix.models.denoiser import tile
-from boltzmix.models.labels import Batch, Labelled
-from boltzmix.models.nets.embedding import NULL
+from boltzmix.models.labels import Batch, Labelled, stacked_labels, tile
 from boltzmix.models.nets.units import Units
+from boltzmix.models.normal import log_standard_normal
 
 
 class Map(nn.Module):
@@ -102,7 +101,7 @@ class Invertible(Labelled):
     def _log_density(self, x: Tensor, label: Tensor | None) -> Tensor:
         u, log_det, inside = self.core.units(x)
         z, gain = self.core(u, label)
-        value = log_normal(z) + gain + log_det
+        value = log_standard_normal(z) + gain + log_det
         return value if inside is None else torch.where(inside, value, -torch.inf)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -126,9 +125,7 @@ class Invertible(Labelled):
         self._match(x)
         views: Any = terms
         k, n = len(views), x.shape[0]
-        rows = [view._label_rows(n, x.device) for view in views]
-        null = torch.full((n,), NULL, dtype=torch.long, device=x.device)
-        label = torch.cat([null if row is None else row for row in rows]) if any(r is not None for r in rows) else None
+        label = stacked_labels([view._label_rows(n, x.device) for view in views], n, x.device)
         if not score:
             return [(e, None) for e in (-self._log_density(tile(x, k), label)).chunk(k)]
         keep = torch.is_grad_enabled() and any(view._needs_graph(x) for view in views)
@@ -174,8 +171,3 @@ class Invertible(Labelled):
                 f"{int((~inside).sum())} of {len(inside)} rows lie outside bounds={self.core.units.bounds} and their "
                 "margin, where the density is zero: pass bounds that hold the data"
             )
-
-
-def log_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) of rows, ``(N, D)`` to ``(N,)``."""
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))

@@ -6,16 +6,30 @@ training hides labels at random (Ho and Salimans, 2022, *Classifier-free diffusi
 
 import copy
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from boltzmix.compose.term import Term
+from boltzmix.compose.variable import Variable
 from boltzmix.models.nets.embedding import NULL
 
 Batch = Tensor | Sequence[Tensor]
+
+
+def tile(x: Tensor, k: int) -> Tensor:
+    """k copies of x below each other, ``(k · N, …)``; x itself for k = 1."""
+    return x if k == 1 else x.repeat(k, *[1] * (x.ndim - 1))
+
+
+def stacked_labels(labels: Sequence[Tensor | None], n: int, device: torch.device) -> Tensor | None:
+    """Labels of k views of a model at N rows each, below each other: ``(k · N,)``, or None where no view has any."""
+    if all(label is None for label in labels):
+        return None
+    null = torch.full((n,), NULL, dtype=torch.long, device=device)
+    return torch.cat([null if label is None else label for label in labels])
 
 
 class Labelled(Term):
@@ -62,9 +76,7 @@ class Labelled(Term):
                 f"this term is already conditioned on label={self._identity}; call given() on the unconditional model"
             )
         assert self.num_classes is not None
-        twin = copy.copy(self)
-        # nn.Module keeps these dictionaries by reference; the twin shares what is in them, not the dictionaries.
-        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
+        twin = self._view()
         if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point():
             if label.dtype == torch.bool or label.is_complex():
                 raise TypeError(f"labels are integers, got {label.dtype}")
@@ -86,6 +98,13 @@ class Labelled(Term):
         if not 0 <= number < self.num_classes:
             raise ValueError(f"label is an int in [0, {self.num_classes}), got {number}")
         twin.label = twin._identity = number
+        return twin
+
+    def _view(self) -> Self:
+        """A twin whose attributes are its own, over the same networks."""
+        twin = copy.copy(self)
+        # nn.Module keeps these dictionaries by reference; the twin shares what is in them, not the dictionaries.
+        twin._buffers, twin._modules = dict(self._buffers), dict(self._modules)
         return twin
 
     def key(self) -> Hashable:
@@ -144,15 +163,50 @@ class Labelled(Term):
         """A batch ``x`` or ``(x, label)`` as data and labels, of which a share ``dropout`` is hidden (−1).
 
         Raises:
-            ValueError: another event shape, or labels that the model does not take.
+            ValueError: another event shape, labels that the model does not take, or labels out of range.
+            TypeError: no such pair, values in another dtype than the weights, or labels that are no integers.
         """
-        x, label = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
+        if isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch is x or (x, label), got a mapping of {sorted(map(str, batch))}; pick what is needed with "
+                "transform=lambda batch, generator: (batch[…], batch[…])"
+            )
+        x, *rest = (batch,) if isinstance(batch, Tensor) else batch
+        if len(rest) > 1:
+            raise ValueError(
+                f"a batch is x or (x, label), got {len(rest) + 1} tensors; a list of batches of equal length is read "
+                "as columns of one data set: hand in a function that returns iter(batches)"
+            )
+        label = rest[0] if rest else None
         shape = self._data_shape()
         if x.shape[1:] != shape:
             raise ValueError(f"a batch has shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+        variable = self.variables if isinstance(self.variables, Variable) else self.variables["x"]
+        if not variable.discrete:
+            if not x.is_floating_point():
+                raise TypeError(
+                    f"{self.name()} is a density over reals and the batch holds {x.dtype}: dequantise it, e.g. "
+                    "fit(…, transform=data.chain(data.dequantise(256))), or convert it yourself; nothing is cast"
+                )
+            self._match(x)
         if label is not None and self.num_classes is None:
             raise ValueError("the batch has labels and the model takes none; build it with num_classes=")
+        if label is not None:
+            label = self._checked_labels(label, len(x))
         if label is not None and self.dropout > 0:
             hidden = torch.rand(label.shape, generator=generator, device=x.device) < self.dropout
             label = torch.where(hidden, NULL, label)
         return x, label
+
+    def _checked_labels(self, label: Tensor, n: int) -> Tensor:
+        """Labels of a batch as long ``(N,)``; −1 hides one, and anything else out of range is refused."""
+        assert self.num_classes is not None
+        if label.is_floating_point() or label.dtype == torch.bool or label.shape != (n,):
+            raise TypeError(f"labels are ints of shape ({n},), got {label.dtype} of shape {tuple(label.shape)}")
+        label = label.long()
+        if n and not NULL <= int(label.min()) <= int(label.max()) < self.num_classes:
+            raise ValueError(
+                f"labels are ints in [0, {self.num_classes}), or {NULL} for a row without one, got "
+                f"{int(label.min())} … {int(label.max())}"
+            )
+        return label

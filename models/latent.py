@@ -9,7 +9,7 @@ With prior p(z), decoder mean :math:`D(z) = E[x|z]` and encoder q(z|x),
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from boltzmix.compose.errors import ScopeError
 from boltzmix.compose.product import condition_on
 from boltzmix.compose.term import Evaluated, Normalized, Term, evaluate, evaluate_one
 from boltzmix.compose.variable import State, Variable, check_state, describe_variables, first_tensor, map_state
-from boltzmix.models.latent_model import LatentVariableModel
+
+if TYPE_CHECKING:
+    from boltzmix.models.latent_model import LatentVariableModel
 
 
 class Decoded(Term):
@@ -38,7 +40,7 @@ class Decoded(Term):
         ScopeError: a term over other variables.
     """
 
-    def __init__(self, term: Term, model: LatentVariableModel) -> None:
+    def __init__(self, term: Term, model: "LatentVariableModel") -> None:
         """Check that the term fits x."""
         super().__init__()
         if not isinstance(term, Term):
@@ -125,7 +127,7 @@ class GivenData(Term):
 
     x: Tensor
 
-    def __init__(self, model: LatentVariableModel, x: Tensor) -> None:
+    def __init__(self, model: "LatentVariableModel", x: Tensor) -> None:
         """Check the data and hold a copy."""
         super().__init__()
         variable = model.core.likelihood.variable
@@ -231,7 +233,7 @@ class Bound(Term):
         seed: of the noise.
     """
 
-    def __init__(self, model: LatentVariableModel, k: int, seed: int) -> None:
+    def __init__(self, model: "LatentVariableModel", k: int, seed: int) -> None:
         """Draw the noise."""
         super().__init__()
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
@@ -270,6 +272,6 @@ class Bound(Term):
         return f"IWAE-{self.k} bound of {self.model.name()}"
 
 
-def free_conditions(model: LatentVariableModel) -> frozenset[str]:
+def free_conditions(model: "LatentVariableModel") -> frozenset[str]:
     """The conditions that a model still takes: none once a label is frozen."""
     return model.conditions if model._identity is None else frozenset()

@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from boltzmix.compose.product import Product
 from boltzmix.compose.term import Evaluated, Normalized, Term, score_from_energy
 from boltzmix.compose.variable import State, Variable, Variables, check_state, first_tensor, map_state
-from boltzmix.models.labels import Batch, Labelled
-from boltzmix.models.nets.embedding import NULL
+from boltzmix.models.labels import Batch, Labelled, stacked_labels, tile
+from boltzmix.models.latent import Bound, Decoded, Observed, Proposal
 from boltzmix.models.observation import BernoulliLikelihood, GaussianLikelihood
 
 if TYPE_CHECKING:
     from boltzmix.compose.draw import Draw
-    from boltzmix.models.latent import Bound, Decoded, Observed, Proposal
 
 _ROWS = 1 << 16  # rows of latents that one pass of a bound holds
 
@@ -128,19 +127,16 @@ class LatentVariableModel(Labelled, Normalized):
         self._match_state(x)
         k, n = len(terms), len(x["x"])
         views: Any = terms
-        rows: list[Tensor | None] = [view._label_rows(n, x["x"].device) for view in views]
-        label = None
-        if any(row is not None for row in rows):
-            null = torch.full((n,), NULL, dtype=torch.long, device=x["x"].device)
-            label = torch.cat([null if row is None else row for row in rows])
+        device = x["x"].device
+        label = stacked_labels([view._label_rows(n, device) for view in views], n, device)
         keep = torch.is_grad_enabled() and self._needs_graph(x)
 
         def tall(t: Tensor) -> Tensor:
-            copied = t.repeat(k, *[1] * (t.ndim - 1))
+            copied = tile(t, k)
             return copied if keep and copied.requires_grad else copied.detach().requires_grad_(t.is_floating_point())
 
         with torch.set_grad_enabled(score or torch.is_grad_enabled()):
-            state = {name: tall(t) if score else t.repeat(k, *[1] * (t.ndim - 1)) for name, t in x.items()}
+            state = {name: tall(t) if score else tile(t, k) for name, t in x.items()}
             energies = -self._log_joint(state["x"], self._latents(state), label)
             scores: Any = score_from_energy(energies, state, keep, self) if score else None
         parts = (energies if keep else energies.detach()).chunk(k)
@@ -185,10 +181,8 @@ class LatentVariableModel(Labelled, Normalized):
         label = self._label_rows(n, x.device)
         return self._log_mean_weight(x, label, list(self._noises(k, n, generator)))
 
-    def marginal(self, k: int, seed: int = 0) -> "Bound":
+    def marginal(self, k: int, seed: int = 0) -> Bound:
         """A term over x alone: exp of the bound IWAE-k with base noise frozen by ``seed``; see :class:`Bound`."""
-        from boltzmix.models.latent import Bound
-
         return Bound(self, k, seed)
 
     def _bound(self, x: Tensor, label: Tensor | None, noise: Any) -> tuple[Tensor, Tensor]:
@@ -276,22 +270,16 @@ class LatentVariableModel(Labelled, Normalized):
         """
         return Product([(self.prior, 1.0), *((self.pulled(f), 1.0) for f in terms)])
 
-    def pulled(self, term: Term) -> "Decoded":
+    def pulled(self, term: Term) -> Decoded:
         """One factor :math:`f(D(z))` over z, without the prior."""
-        from boltzmix.models.latent import Decoded
-
         return Decoded(term, self)
 
-    def observed(self, x: Tensor) -> "Observed":
+    def observed(self, x: Tensor) -> Observed:
         """p(x|z) as a factor over z: ``vae.prior * vae.observed(x)`` is p(z|x) with log Z = log p(x)."""
-        from boltzmix.models.latent import Observed
-
         return Observed(self, x)
 
-    def proposal(self, x: Tensor) -> "Proposal":
+    def proposal(self, x: Tensor) -> Proposal:
         """q(z|x) as a normalised, samplable term over z."""
-        from boltzmix.models.latent import Proposal
-
         return Proposal(self, x)
 
     def decoded(self, draw: "Draw", generator: torch.Generator | None = None) -> "Draw":

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.gaussian import Gaussian
-from boltzmix.compose.term import Term, score_from_energy
+from boltzmix.compose.term import Term
 from boltzmix.compose.variable import Variable
-from boltzmix.models.probability_flow import Field, Solver, integrate, random_signs
+from boltzmix.models.divergence import random_signs
+from boltzmix.models.ode import Method, Solver
+from boltzmix.models.probability_flow import Field, integrate
 
 _EXACT_UP_TO = 32
 
@@ -42,7 +44,7 @@ def log_likelihood(
     x: Tensor,
     *,
     sigma_range: tuple[float, float] | None = None,
-    method: Literal["rk4", "heun", "dopri5"] = "rk4",
+    method: Method = "rk4",
     steps: int = 64,
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -59,7 +61,7 @@ def log_likelihood(
         term: any noised term over one variable: a diffusion model, an adapter's network, a Gaussian mixture.
         x: ``(N, *event)``.
         sigma_range: the two ends; None for the term's own, with 10⁻³ for 0 and 10³ for ∞.
-        method, steps, rtol, atol: see :class:`~boltzmix.models.probability_flow.Solver`.
+        method, steps, rtol, atol: see :class:`~boltzmix.models.ode.Solver`.
         trace: None is ``"exact"`` up to 32 dimensions and ``"hutchinson"`` beyond.
         probes: random sign vectors of Hutchinson's estimate; at least 2 for a standard error.
         generator: where they come from.
@@ -82,8 +84,7 @@ def log_likelihood(
     exact = _is_exact(trace, term)
     signs = None
     if not exact:
-        if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes is a positive int, got {probes!r}")
+        _check_probes(probes)
         signs = random_signs((probes, *x.shape), x, generator)
     with torch.no_grad():  # no graph: differentiate an ODEDensity instead
         columns = flow.log_prob(x, signs)
@@ -97,10 +98,10 @@ class ODEDensity(Term):
     r"""The density that a noised term's probability-flow equation defines, as a static term.
 
     :math:`E(x) = -\log p(x; \sigma_{\min})` of :func:`log_likelihood`, so that a model that knows only its score can be
-    composed as an exact energy; its score is the gradient of that number, through the solver. Draws are exact: the
-    coarse Gaussian pushed down the same equation. With the exact trace the term is normalised (to the solver's
-    accuracy); with Hutchinson's, over sign vectors that are drawn once and kept, the energy is a fixed function
-    scattered around −log p, and nothing is claimed of its constant.
+    composed as an exact energy; its score is the gradient of that number, through the solver. With the exact trace the
+    term is normalised and its draws, the coarse Gaussian pushed down the same equation, are exact (both to the solver's
+    accuracy). With Hutchinson's, over sign vectors that are drawn once and kept, the energy is a fixed function
+    scattered around −log p: nothing is claimed of its constant, and there are no exact draws of it.
 
     One energy costs 4 · ``steps`` scores with D (or ``probes``) vector–Jacobian products each, and a score about three
     times as much, with the graph of the whole solution in memory: this is for low dimensions or few evaluations.
@@ -122,7 +123,6 @@ class ODEDensity(Term):
     """
 
     path = "static"
-    samplable = True
     signs: Tensor | None
 
     def __init__(
@@ -130,7 +130,7 @@ class ODEDensity(Term):
         term: Term,
         *,
         sigma_range: tuple[float, float] | None = None,
-        method: Literal["rk4", "heun", "dopri5"] = "rk4",
+        method: Method = "rk4",
         steps: int = 64,
         rtol: float = 1e-5,
         atol: float = 1e-5,
@@ -149,11 +149,10 @@ class ODEDensity(Term):
         self.levels = noise_ends(term, sigma_range)
         self.scale = scale
         exact = _is_exact(trace, term)
-        self.normalized = self.calibrated = exact
+        self.normalized = self.calibrated = self.samplable = exact
         signs = None
         if not exact:
-            if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-                raise ValueError(f"probes is a positive int, got {probes!r}")
+            _check_probes(probes)
             like = next((p for p in term.parameters()), torch.zeros(()))
             shape = (probes, 1, *term.event_shape)
             signs = random_signs(shape, torch.zeros((), dtype=like.dtype), torch.Generator().manual_seed(seed))
@@ -177,14 +176,6 @@ class ODEDensity(Term):
     def _energy(self, x: Any, sigma: Any) -> Tensor:
         signs = None if self.signs is None else self.signs.to(x)
         return -self._flow().log_prob(x, signs).mean(0)
-
-    def _score(self, x: Any, sigma: Any) -> Tensor:
-        keep = torch.is_grad_enabled() and self._needs_graph(x)
-        with torch.enable_grad():
-            leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
-            score = score_from_energy(self._energy(leaf, None), leaf, keep, self)
-        assert isinstance(score, Tensor)
-        return score
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._flow().sample(n, generator)
@@ -275,12 +266,19 @@ def require_noised(term: Term) -> None:
     if term.path != "noised" or not term.has_score:
         why = f" because {term.path_reason}" if term.path_reason else ""
         instead = "use its log_prob()" if term.normalized else "estimate its log Z with SMC"
+        if term.normalized and not isinstance(term.variables, Variable):
+            instead = "its log_prob() is that of all variables; a VAE bounds that of x by elbo(x) or iwae(x, k)"
         raise TypeError(
             f"the probability-flow equation is that of a noised term with a score, and {term.name()} is {term.path}"
             f"{why}; {instead}"
         )
     if not isinstance(term.variables, Variable):
         raise TypeError(f"{term.name()} is over named variables; ask its factors")
+
+
+def _check_probes(probes: object) -> None:
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise ValueError(f"probes is a positive int, got {probes!r}")
 
 
 def _is_exact(trace: str | None, term: Term) -> bool:

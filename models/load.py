@@ -187,9 +187,26 @@ def save(
     Args:
         spec: what :func:`build` takes.
         described: further entries of the JSON: command, seed, metrics.
+
+    Raises:
+        ValueError: a specification that does not build this model, or a conditional view of one.
     """
     from safetensors.torch import save as serialise
 
+    if getattr(model, "_identity", None) is not None:
+        raise ValueError(
+            f"{model.extra_repr()} is not saved with the weights: save the model that given() was asked of"
+        )
+    with torch.random.fork_rng(devices=[]):
+        built = build(spec).state_dict()
+    own = {key: tuple(t.shape) for key, t in model.state_dict().items()}
+    wanted = {key: tuple(t.shape) for key, t in built.items()}
+    if own != wanted:
+        first = next(key for key in (*own, *wanted) if own.get(key) != wanted.get(key))
+        raise ValueError(
+            f"load({name!r}) could not read these weights again: {first} is {own.get(first, 'missing')} in the model "
+            f"and {wanted.get(first, 'missing')} in what the specification builds"
+        )
     folder = Path(directory)
     content = serialise({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     entry = {"model": dict(spec), "sha256": hashlib.sha256(content).hexdigest(), **described}

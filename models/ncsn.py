@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzmix.models.diffusion import Diffusion
-from boltzmix.models.schedule import VE
+from boltzmix.models.schedules import VE
 
 
 class NCSN(Diffusion):

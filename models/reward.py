@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import Variable, check_state
-from boltzmix.models.classifier import Wrapped
+from boltzmix.models.wrapped import Wrapped
 
 
 class Reward(Term):
@@ -88,10 +88,18 @@ class Reward(Term):
         return f"Reward(beta={self.beta:g})"
 
     def _reward(self, x: Tensor) -> Tensor:
+        own = next((t for t in (*self.core.parameters(), *self.core.buffers()) if t.is_floating_point()), None)
+        if own is not None and x.is_floating_point() and own.dtype != x.dtype:
+            raise TypeError(
+                f"{self.name()} holds {own.dtype} weights and got {x.dtype}; "
+                f"convert x, or the model with .to({x.dtype})"
+            )
         value = self.core(x)
         if not isinstance(value, Tensor) or tuple(value.shape) not in ((len(x),), (len(x), 1)):
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"a reward returns one number per row, ({len(x)},) or ({len(x)}, 1), got {came}")
+        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+            value = value.to(x.dtype)  # mixed precision: a reward is a number in the dtype of x
         if x.is_floating_point() and value.dtype != x.dtype:
             raise TypeError(f"{self.name()} returned {value.dtype} for x of {x.dtype}; convert one of them")
         if not value.is_floating_point():

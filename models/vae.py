@@ -16,14 +16,13 @@ from torch.distributions import Independent, Normal
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
 from boltzmix.compose.variable import Variable
 from boltzmix.models.latent_model import Core, Inferred, LatentVariableModel, repeated
+from boltzmix.models.normal import kl_normal, log_normal
 from boltzmix.models.observation import (
     BernoulliLikelihood,
     GaussianLikelihood,
     as_input,
     checked,
     halves,
-    kl_normal,
-    log_normal,
     make_likelihood,
 )
 

@@ -54,10 +54,13 @@ def plane(report: Report, settings: Settings) -> None:
     for name, sampler in {"SMC": SMC(), "HMC": MCMC(warmup=300, draws=100)}.items():
         values, errors = [], []
         for seed in settings.seeds:
-            chains = {"chains": n // 20} if name == "HMC" else {"n": n}
-            draw = sample(target, sampler=sampler, seed=seed, progress=False, **chains)
+            many: dict[str, Any] = {"chains": n // 20} if name == "HMC" else {"n": 4 * n}
+            draw = sample(target, sampler=sampler, seed=seed, progress=False, **many)
             assert isinstance(draw.x, Tensor)
-            x = draw.x if name == "SMC" else draw.x[:, 4::5].flatten(0, 1)
+            if name == "HMC":
+                x = draw.x[:, 4::5].flatten(0, 1)
+            else:  # of four particles one is kept, so that few of those kept share their last ancestor
+                x = draw.x[torch.randperm(4 * n, generator=torch.Generator().manual_seed(seed))[:n]]
             values.append(judge(x))
             if draw.log_z is not None:
                 errors.append(abs(draw.log_z - log_z) / (draw.log_z_se or float("inf")))

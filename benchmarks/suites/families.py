@@ -170,7 +170,7 @@ def _trained(name: str, family: Family, seed: int, budget: float, folder: Path, 
     def fresh() -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = build(family.spec)
+            made: Any = build(family.spec)
         if family.prepared:
             generator = torch.Generator().manual_seed(seed)
             made.prepare(source(8 * TRAINING_IMAGES, generator), generator)

@@ -67,6 +67,12 @@ def choose_path(view: FlatView, request: Request, wanted: str = "auto", weigh: b
         raise MissingEnergy(
             f"{term.name()} is static and score-only: it has no path to follow. Run MCMC(UHMC(step_size=…)) on it"
         )
+    if view.per_row:
+        start = "give a start, a normalised term as init=, or " if view.dim == view.full_dim else ""
+        raise ValueError(
+            f"{term.name()} has a condition for each draw and no noise levels to start from: {start}run chains, "
+            f"sample(term, chains={request.n}, sampler=MCMC(…))"
+        )
     reference = _reference(view, request)
     what = "static terms" if term.path == "static" else "a variable has no noised prior"
     return tempered(view, reference), "geometric", f"{what}: on a geometric path from a Gaussian fitted by a pilot"

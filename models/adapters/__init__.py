@@ -35,7 +35,7 @@ def term(
         obj: what to turn into a term.
         kind: ``"log_prob"``, ``"energy"`` or ``"score"``, for functions.
         event_shape: shape of one draw, without the batch dimension.
-        schedule: a diffusers scheduler, or a :class:`~boltzmix.models.adapters.schedule.Schedule`.
+        schedule: a diffusers scheduler, or a :class:`~boltzmix.models.schedules.Schedule`.
         **hints: what the adapter takes beside these. For networks called as ``net(x_t, t)``: ``prediction=``
             (read from a diffusers scheduler), ``num_classes=, null_label=, label_keyword=`` or
             ``conditions=``, ``data_loc=, data_scale=, cast=, integer_time=, learned_variance=``.
@@ -46,7 +46,7 @@ def term(
 
     Example:
         >>> import torch
-        >>> from boltzmix.models.adapters.schedule import VE
+        >>> from boltzmix.models.schedules import VE
         >>> p = term(lambda x, t: x / (1 + t[:, None]), schedule=VE(), prediction="sample", event_shape=(3,))
         >>> p.path, p.has_energy
         ('noised', False)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from boltzmix.models.adapters.condition import Condition
 from boltzmix.models.adapters.network import NetworkTerm
-from boltzmix.models.adapters.schedule import FlowMatching
 from boltzmix.models.adapters.schedulers import (
     DISCRETE,
     FLOW,
@@ -24,6 +23,7 @@ from boltzmix.models.adapters.schedulers import (
     require_diffusers,
     reverse_like,
 )
+from boltzmix.models.schedules import FlowMatching
 
 __all__ = [
     "DISCRETE",

@@ -29,7 +29,7 @@ from boltzmix.models.adapters.condition import (
     location,
     scale,
 )
-from boltzmix.models.adapters.schedule import FlowMatching, Schedule
+from boltzmix.models.schedules import FlowMatching, Schedule
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -66,7 +66,7 @@ class NetworkTerm(Term):
             handed on as they are, and samplers count them.
 
     Example:
-        >>> from boltzmix.models.adapters.schedule import VE
+        >>> from boltzmix.models.schedules import VE
         >>> exact = lambda x_t, t: x_t / (1 + t[:, None] ** 2)     # data N(0, 1): the mean of x0
         >>> p = NetworkTerm(exact, VE(), "sample", (2,))
         >>> p.score(torch.ones(1, 2), 1.0).tolist()

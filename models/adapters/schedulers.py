@@ -27,7 +27,7 @@ from torch import Tensor
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.reverse import Reverse
-from boltzmix.models.adapters.schedule import EDM, VP, FlowMatching, Schedule
+from boltzmix.models.schedules import EDM, VP, FlowMatching, Schedule
 
 # Schedulers of one family store the same attributes.
 DISCRETE = (
@@ -67,7 +67,7 @@ def read_schedule(schedule: object, prediction: str | None = None) -> tuple[Sche
     if name is None:
         raise TypeError(
             f"unknown scheduler {type(schedule).__name__}; known are {[*DISCRETE, *PRECONDITIONED, *FLOW]}, or a "
-            "Schedule of boltzmix.models.adapters.schedule with prediction="
+            "Schedule of boltzmix.models.schedules with prediction="
         )
     config: Any = getattr(schedule, "config")  # noqa: B009
     own = config.get("prediction_type", "flow")

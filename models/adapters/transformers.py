@@ -21,11 +21,10 @@ A power ``p ** (1 / T)`` is the tempered density of whole rows. Dividing each to
 call temperature, renormalises at every step and is another distribution.
 """
 
-import contextlib
 import copy
 import math
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +34,8 @@ from torch import Tensor, nn
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.term import Evaluated, Normalized, Term
 from boltzmix.compose.variable import Variable, check_state, integers
+from boltzmix.models.adapters.causal import configuration, evaluating, log_probs, vocabulary_size, wide, without
+from boltzmix.models.adapters.tokens import prompt_ids, read_rows, shifted, special_id, text_ids
 
 
 class CausalLM(Normalized):
@@ -92,24 +93,25 @@ class CausalLM(Normalized):
             raise ValueError(f"length and max_length are positive ints, got {size!r}")
         self.model, self.tokenizer = model, tokenizer
         self.fixed = length is not None
-        self.config = _config(model)
-        self.vocabulary = _try(model)
+        self.config = configuration(model)
+        self.vocabulary = vocabulary_size(model)
         self.variables = Variable((size,), integers(self.vocabulary))
         self.conditions = frozenset({"prompt", "prompt_ids"})
+        known = (tokenizer, self.config, self.vocabulary)
         self.prompt: tuple[int, ...] = ()
-        self.bos_id = self._special("bos", bos_id)
+        self.bos_id = special_id("bos", bos_id, *known)
         self.eos_id: int | None = None
         self.pad_id: int | None = None
         self.padding_side = padding_side or getattr(tokenizer, "padding_side", "right")
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is 'left' or 'right', got {padding_side!r}")
         if not self.fixed:
-            self.eos_id = self._special("eos", eos_id)
+            self.eos_id = special_id("eos", eos_id, *known)
             if self.eos_id is None:
                 raise ValueError(
                     "texts of max_length= end with a token: pass eos_id=, or length= for rows of one length"
                 )
-            self.pad_id = self._special("pad", pad_id)
+            self.pad_id = special_id("pad", pad_id, *known)
             self.pad_id = self.eos_id if self.pad_id is None else self.pad_id
         elif eos_id != "auto" or pad_id != "auto":
             raise ValueError("eos_id= and pad_id= go with max_length=; rows of length= have no end and no pads")
@@ -130,7 +132,7 @@ class CausalLM(Normalized):
         if len(condition) > 1:
             raise TypeError("give prompt= (a string) or prompt_ids= (token ids), not both")
         name, value = next(iter(condition.items()))
-        prompt = self._tokens(value) if name == "prompt" else self._ids(value)
+        prompt = text_ids(value, self.tokenizer) if name == "prompt" else prompt_ids(value, self.vocabulary)
         twin = copy.copy(self)
         twin._modules = dict(self._modules)  # nn.Module keeps it by reference; the model itself is shared
         twin.prompt, twin.conditions = prompt, frozenset()
@@ -182,7 +184,7 @@ class CausalLM(Normalized):
         if bool(((kept[:, 1:] != kept[:, :-1]).sum(1) > 2 - (kept[:, 0] | kept[:, -1]).long()).any()):
             raise ValueError("the tokens of a row stand together: pads are on its left or right, not inside")
         lead = (kept.cumsum(1) == 0).sum(1)
-        rows, kept = self._known(_shifted(ids, lead, 0)), _shifted(kept, lead, False)
+        rows, kept = self._known(shifted(ids, lead, 0)), shifted(kept, lead, False)
         prefix = self._prefix()
         if not prefix:
             first, rows, kept = rows[:, :1], rows[:, 1:], kept[:, 1:]
@@ -199,7 +201,7 @@ class CausalLM(Normalized):
                     f"{self.name()} has no BOS token to condition the first token on: pass bos_id=, or condition on a "
                     "prompt, p.given(prompt_ids=[…])"
                 )
-        rows, counted, possible = self._read(self._known(x))
+        rows, counted, possible = self._read(x)
         prefixes = [self._row(view._prefix(), x) for view in views]
         apart = self.pad_id if self.pad_id != self.eos_id else None
         energies = []
@@ -209,25 +211,7 @@ class CausalLM(Normalized):
         return energies
 
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows with their text at the left, which of their tokens count, and which rows have a density."""
-        place = torch.arange(x.shape[1], device=x.device)
-        if self.fixed:
-            everything = torch.ones_like(x, dtype=torch.bool)
-            return x, everything, everything[:, 0]
-        size, left = x.shape[1], self.padding_side == "left"
-        lead = (x == self.pad_id).cumprod(1).sum(1) if left else x.new_zeros(len(x))
-        if self.pad_id == self.eos_id:
-            lead = lead.clamp(max=size - 1)  # the last of a row of pads ends the empty text
-        rows = _shifted(x, lead.clamp(max=size - 1), self.pad_id)
-        is_end = rows == self.eos_id
-        end = torch.where(is_end.any(1), is_end.long().argmax(1), size)  # of the first EOS
-        counted = place <= end[:, None]
-        rest = torch.where(counted, rows != self.pad_id, rows == self.pad_id)
-        if self.pad_id == self.eos_id:
-            rest = counted | (rows == self.pad_id)
-        room = size - lead
-        fits = (end == room - 1) | ((end == size) & (lead == 0)) if left else torch.ones_like(end, dtype=torch.bool)
-        return rows, counted, rest.all(1) & fits
+        return read_rows(self._known(x), self.eos_id, self.pad_id, self.padding_side == "left")
 
     def _token_logs(self, prefixes: Sequence[Tensor], rows: Tensor, apart: int | None) -> list[Tensor]:
         """log p of every token of ``(N, T)`` rows after each prefix ``(N, P)``: one forward of k·N rows.
@@ -242,12 +226,12 @@ class CausalLM(Normalized):
         tall = torch.cat([nn.functional.pad(part, (0, longest - part.shape[1])) for part in inputs])
         lengths = torch.tensor([part.shape[1] for part in inputs], device=rows.device).repeat_interleave(n)
         mask = (torch.arange(longest, device=rows.device) < lengths[:, None]).long()
-        with _evaluating(self.model):
+        with evaluating(self.model):
             logits = self.model(input_ids=tall, attention_mask=mask, use_cache=False).logits
         found = []
         for prefix, part in zip(prefixes, logits.chunk(len(prefixes)), strict=True):
             start = prefix.shape[1] - 1
-            found.append(_logs(part[:, start : start + size], rows, apart))
+            found.append(log_probs(part[:, start : start + size], rows, apart))
         return found
 
     # ------------------------------------------------------------------ sampling
@@ -262,11 +246,11 @@ class CausalLM(Normalized):
         ended = torch.zeros(n, dtype=torch.bool, device=device)
         rows: Tensor = torch.full((n, size), 0 if self.pad_id is None else self.pad_id, device=device)
         fed, cache = ids, None
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for t in range(size):
                 before = {} if cache is None else {"past_key_values": cache}
                 out = self.model(input_ids=fed, attention_mask=torch.ones_like(ids), use_cache=True, **before)
-                logits = _apart(_wide(out.logits[:, -1]), self.pad_id if self.pad_id != self.eos_id else None)
+                logits = without(wide(out.logits[:, -1]), self.pad_id if self.pad_id != self.eos_id else None)
                 where = logits.device if generator is None else generator.device
                 token = torch.multinomial(logits.softmax(1).to(where), 1, generator=generator)[:, 0].to(device)
                 if self.pad_id is not None:  # rows that may end
@@ -282,7 +266,7 @@ class CausalLM(Normalized):
             return rows
         is_end = rows == self.eos_id
         end = torch.where(is_end.any(1), is_end.long().argmax(1), size - 1)
-        return _shifted(rows, end - (size - 1), self.pad_id)
+        return shifted(rows, end - (size - 1), self.pad_id)
 
     # ---------------------------------------------------------------------- text
 
@@ -294,7 +278,7 @@ class CausalLM(Normalized):
         """
         size, rows = self.event_shape[0], []
         for text in [texts] if isinstance(texts, str) else texts:
-            ids = list(self._tokens(text, empty=True))
+            ids = list(text_ids(text, self.tokenizer, empty=True))
             if len(ids) > size or (self.fixed and len(ids) != size):
                 wanted = f"{'' if self.fixed else 'at most '}{size} tokens"
                 raise ValueError(f"a text of {len(ids)} tokens, and this term takes {wanted}: {text!r:.60}")
@@ -309,7 +293,7 @@ class CausalLM(Normalized):
         """Rows as texts, without EOS and pads."""
         if self.tokenizer is None:
             raise TypeError("decode() needs the tokenizer: term(model, tokenizer=…)")
-        rows, counted, _ = self._read(self._known(x))
+        rows, counted, _ = self._read(x)
         kept = counted if self.fixed else counted & (rows != self.eos_id)
         return [self.tokenizer.decode(row[k].tolist()) for row, k in zip(rows, kept, strict=True)]
 
@@ -344,48 +328,6 @@ class CausalLM(Normalized):
                 f"token ids are in [0, {self.vocabulary}), got {int(x.min())} … {int(x.max())}: another tokenizer?"
             )
         return x.long()
-
-    def _special(self, what: str, given: Any) -> int | None:
-        value = given
-        if isinstance(given, str) and given == "auto":
-            name = f"{what}_token_id"
-            value = getattr(self.tokenizer, name, None)
-            value = getattr(self.config, name, None) if value is None else value
-            if isinstance(value, (list, tuple)):
-                raise ValueError(f"the model has several {what} tokens, {list(value)}: pass {what}_id= to name the one")
-            if value is None or not 0 <= value < self.vocabulary:
-                return None
-        if value is None and what == "bos":
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{what}_id is a token id, got {value!r}")
-        if not 0 <= value < self.vocabulary:
-            raise ValueError(f"{what}_id is in [0, {self.vocabulary}), got {value}")
-        return value
-
-    def _tokens(self, text: object, empty: bool = False) -> tuple[int, ...]:
-        if not isinstance(text, str):
-            raise TypeError(f"a prompt or text is a string, got {type(text).__name__}; ids go to prompt_ids=")
-        if self.tokenizer is None:
-            raise TypeError("strings need the tokenizer: term(model, tokenizer=…); or pass prompt_ids=")
-        ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not ids and not empty:
-            raise ValueError(f"the prompt {text!r} has no tokens; the term without a prompt is the unconditional one")
-        return ids
-
-    def _ids(self, value: Any) -> tuple[int, ...]:
-        if isinstance(value, Tensor):
-            if value.is_floating_point() or value.dtype == torch.bool or value.ndim != 1:
-                raise TypeError(
-                    f"prompt_ids are ints (P,), got {value.dtype} of shape {tuple(value.shape)}; make one term per "
-                    "prompt: they share a forward"
-                )
-            value = value.tolist()
-        if not isinstance(value, (list, tuple)) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
-            raise TypeError(f"prompt_ids are a row of ints, got {value!r:.60}")
-        if not value or not (min(value) >= 0 and max(value) < self.vocabulary):
-            raise ValueError(f"prompt_ids are one or more token ids in [0, {self.vocabulary}), got {value!r:.60}")
-        return tuple(value)
 
     def _check_room(self) -> None:
         most = getattr(self.config, "max_position_embeddings", None) or math.inf
@@ -437,77 +379,3 @@ def from_folder(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = N
     if "tokenizer" not in hints and any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         hints["tokenizer"] = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     return CausalLM(model, **hints)
-
-
-def _config(model: Any) -> Any:
-    """The configuration of a causal language model.
-
-    Raises:
-        TypeError: something else.
-    """
-    config = getattr(model, "config", None)
-    if not isinstance(model, nn.Module) or config is None or not hasattr(model, "generate"):
-        raise TypeError(
-            f"a causal language model has a head that predicts the next token, such as GPT2LMHeadModel or what "
-            f"AutoModelForCausalLM loads; got {type(model).__name__}"
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise TypeError(f"{type(model).__name__} is an encoder-decoder; the term of a text alone needs a causal model")
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _try(model: Any) -> int:
-    """The size of the vocabulary, by a forward of two rows that differ in their last token.
-
-    Raises:
-        TypeError: a model without logits, or one whose first prediction saw the last token.
-    """
-    rows = torch.tensor([[0, 0], [0, 1]], device=model.device)
-    with torch.no_grad(), _evaluating(model):
-        logits = getattr(model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False), "logits", None)
-    if not isinstance(logits, Tensor) or logits.shape[:2] != rows.shape:
-        raise TypeError(f"{type(model).__name__} returns no logits (N, T, V); a causal language model is needed")
-    first = logits[:, 0].float()
-    if float((first[0] - first[1]).abs().max()) > 1e-2 * (1e-3 + float(first.abs().max())):
-        raise TypeError(
-            f"{type(model).__name__} is not causal: its first prediction depends on the token after it, so the product "
-            "of its predictions is no density"
-        )
-    return logits.shape[2]
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a block; a model in training mode is put back, module by module."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _apart(logits: Tensor, pad: int | None) -> Tensor:
-    """Logits with a token taken out."""
-    if pad is None:
-        return logits
-    return logits.index_fill(-1, torch.tensor([pad], device=logits.device), -torch.inf)
-
-
-def _logs(logits: Tensor, rows: Tensor, apart: int | None) -> Tensor:
-    """log p of the tokens ``(N, T)`` under logits ``(N, T, V)``."""
-    wide = _wide(logits)
-    return wide.gather(2, rows[..., None])[..., 0] - _apart(wide, apart).logsumexp(2)
-
-
-def _shifted(rows: Tensor, by: Tensor, fill: Any) -> Tensor:
-    """Each row moved to the left by its own number of places (to the right where negative), filled up."""
-    place = torch.arange(rows.shape[1], device=rows.device) + by[:, None]
-    outside = (place < 0) | (place >= rows.shape[1])
-    return rows.gather(1, place.clamp(0, rows.shape[1] - 1)).masked_fill(outside, fill)

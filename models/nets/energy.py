@@ -46,6 +46,11 @@ class EnergyMLP(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """``x`` of shape ``(N, D)``, ``label`` long ``(N,)`` or None, to ``(N, 1)``."""
+        if x.ndim != 2 or x.shape[1] != self.first.in_features:
+            raise ValueError(
+                f"EnergyMLP({self.first.in_features}) takes vectors (N, {self.first.in_features}), got "
+                f"{tuple(x.shape)}; use EnergyConv for images, or flatten them"
+            )
         h = self.first(x)
         parts = _modulation(self, label)
         for i, layer in enumerate(self.layers):

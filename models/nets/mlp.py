@@ -48,6 +48,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """``x`` of shape ``(N, D)``, ``c_noise`` and ``label`` of shape ``(N,)``."""
+        if x.ndim != 2 or x.shape[1] != self.first.in_features:
+            raise ValueError(
+                f"MLP({self.first.in_features}) takes vectors (N, {self.first.in_features}), got {tuple(x.shape)}; "
+                "use UNet or DiT for images, or flatten them"
+            )
         modulation = self.modulation(self.conditioning(c_noise, label)).chunk(2 * len(self.layers), 1)
         h = self.first(x)
         for i, layer in enumerate(self.layers):

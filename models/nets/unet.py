@@ -116,6 +116,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """``x`` of shape ``(N, C, H, W)``, ``c_noise`` and ``label`` of shape ``(N,)``."""
+        if x.ndim != 4 or x.shape[1] != self.first.in_channels:
+            raise ValueError(
+                f"UNet({self.first.in_channels}) takes images (N, {self.first.in_channels}, H, W), got {tuple(x.shape)}"
+            )
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f"height and width must be multiples of {self.factor}, got {tuple(x.shape[-2:])}")
         embedding = self.conditioning(c_noise, label)

@@ -54,6 +54,8 @@ def batches_of(data: Data, size: int | None, seed: int, device: torch.device) ->
             return StoredBatches(tuple(data), False, size or DEFAULT_SIZE, seed, device)
         if not data or not all(isinstance(b, list | tuple | Mapping) and _is_batch(b) for b in data):
             raise TypeError(f"{_ACCEPTED}; got a {type(data).__name__} of {[type(t).__name__ for t in data[:3]]}")
+    if type(data).__module__ == "numpy":
+        raise TypeError(f"{_ACCEPTED}; got a NumPy array: write torch.from_numpy(array).float()")
     if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
         raise TypeError("a Dataset gives rows, not batches: hand in DataLoader(dataset, batch_size=…, shuffle=True)")
     if callable(data) and not isinstance(data, torch.utils.data.DataLoader):

@@ -270,6 +270,10 @@ def _centre(model: Any, loc: Any, data: Any, transform: Any, seed: int) -> None:
         batch = tuple(t[:_ROWS_FOR_LOC] for t in data)
     batch = batch if transform is None else transform(batch, generator)
     x = batch if isinstance(batch, Tensor) else batch[0]
+    if not x.is_floating_point():
+        raise TypeError(
+            f"[model] loc measures the centre of real data, got {x.dtype}; convert them by [data.transforms]"
+        )
     target.copy_(x.mean(0))
 
 

@@ -7,7 +7,7 @@ has the weights of one without.
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Sheets:
     Args:
         folder: gets ``step-0001000.png`` and so on.
         every: steps between sheets.
-        model: a term, or anything that ``sampler`` draws from.
+        model: a term, or anything that ``sampler`` draws from; of a model over x and latents, x is shown.
         sampler: a boltzmix sampler or a function ``(model, n, generator) -> states``; None draws exactly where the
             model can, by 24 steps of reverse diffusion where it is noised, else by SMC with 16 levels.
         seed: of every sheet.
@@ -61,6 +61,8 @@ class Sheets:
             generator = torch.Generator(device=device).manual_seed(derive(self.seed, "sheet"))
             try:
                 x = self._states(generator)
+                if isinstance(x, Mapping) and "x" in x:
+                    x = x["x"]
             except (ValueError, TypeError, RuntimeError) as error:
                 warnings.warn(f"no sheet at step {step}: {error}", RuntimeWarning, stacklevel=3)
                 return None
@@ -71,6 +73,8 @@ class Sheets:
     def _states(self, generator: torch.Generator) -> Any:
         model: Any = self.model
         variables = getattr(model, "variables", None)
+        if isinstance(variables, Mapping):
+            variables = variables.get("x")
         n = POINTS if isinstance(variables, Variable) and tuple(variables.shape) == (2,) else IMAGES
         if self.sampler is not None and not isinstance(self.sampler, Sampler):
             return self.sampler(model, n, generator)

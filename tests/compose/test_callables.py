@@ -40,7 +40,7 @@ from torch.distributions import (
     Wishart,
 )
 
-from boltzmix.compose import Gaussian, MissingEnergy, SamplingWarning, sample, term
+from boltzmix.compose import SMC, Gaussian, MissingEnergy, NonFinite, SamplingWarning, sample, term
 from tests.contracts import assert_z
 
 D = torch.float64
@@ -431,8 +431,9 @@ def test_discrete_distributions_have_energies_draws_and_no_score(name):
     assert_z((found - mass)[some] / (mass * (1 - mass) / 4000).sqrt()[some].clamp(min=1e-9), name)
     with pytest.raises(MissingEnergy, match="over integers"):
         p.score(values)
+    assert sample(p, 5, seed=0).info.sampler == "Exact"
     with pytest.raises(TypeError, match="discrete"):
-        sample(p, 5, seed=0)
+        sample(p, 5, sampler=SMC(), seed=0)
     with pytest.raises(TypeError, match="integer values"):
         p.energy(values.double())
 
@@ -475,3 +476,17 @@ def test_half_precision_is_kept_or_refused_never_cast(dtype):
     with pytest.raises(TypeError, match=r"expects torch\.float32, got torch\.b?float16"):
         term(Independent(Normal(torch.zeros(2), 1.0), 1)).energy(x)
     assert term(Independent(Normal(x[0], 1.0), 1)).energy(x).dtype == dtype
+
+
+def test_a_half_precision_overflow_is_named():
+    """inf − inf in float16 is an error that names the dtype; the same function in float32 is fine."""
+
+    def energy(x):
+        big = (x**4).sum(1)
+        return big - 0.5 * big
+
+    p = term(energy, kind="energy", event_shape=(2,))
+    x = torch.full((3, 2), 30.0)
+    assert torch.isfinite(p.energy(x)).all()
+    with pytest.raises(NonFinite, match="float16"):
+        p.energy(x.half())

@@ -248,7 +248,7 @@ def test_gaussian_products_powers_and_quotients(weights, seed):
 def test_guidance_of_gaussians_is_the_closed_form():
     """p (p_c / p)^α with N(0, 1) and N(1, ½): precision 1 + α, mean 2α / (1 + α)."""
     p, p_c = Gaussian(torch.zeros(1, dtype=D), 1.0), Gaussian(torch.ones(1, dtype=D), 0.5)
-    for alpha in (0.5, 1.0, 4.0):
+    for alpha in (0.0, 0.5, 1.0, 4.0):
         guided = guidance(p, p_c, alpha)
         exact, _ = gaussian_product([(p, 1 - alpha), (p_c, alpha)])
         assert float(exact.covariance) == pytest.approx(1 / (1 + alpha))

@@ -42,6 +42,26 @@ CALLS = {
     "chains for SMC": (lambda: sample(P, chains=4, sampler=SMC()), ValueError, ["SMC takes n="]),
     "n for MCMC": (lambda: sample(P, 4, sampler=MCMC()), ValueError, ["MCMC takes chains="]),
     "an integer dtype": (lambda: sample(P, 4, dtype=torch.int64), TypeError, ["floating-point", "torch.int64"]),
+    "half precision": (
+        lambda: sample(LAPLACE, 4, dtype=torch.float16),
+        TypeError,
+        ["float32 or float64", "torch.float16 was asked for", "cast=True"],
+    ),
+    "a model in half precision": (
+        lambda: sample(Gaussian(torch.zeros(2, dtype=torch.bfloat16), 1.0), 4, sampler=Annealed()),
+        TypeError,
+        ["torch.bfloat16 is that of Gaussian", "cast=True", ".float()"],
+    ),
+    "levels that can be drawn exactly": (
+        lambda: sample(term(torch.distributions.Bernoulli(0.5)), 4),
+        TypeError,
+        ["discrete", ".sample(n, generator)"],
+    ),
+    "a static formula with a condition for each draw": (
+        lambda: sample(LAPLACE * ROWS, 5),
+        ValueError,
+        ["a condition for each draw", "no noise levels", "chains=5"],
+    ),
     "a seed of 1.5": (lambda: sample(P, 4, seed=1.5), TypeError, ["seed is an int", "float"]),
     "a string as seed": (lambda: sample(P, 4, seed="0"), TypeError, ["seed is an int", "str"]),
     "a tensor as init for SMC": (
@@ -49,7 +69,7 @@ CALLS = {
         TypeError,
         ["init for SMC", "term", "Tensor"],
     ),
-    "discrete variables": (lambda: sample(COUNTS, 4), TypeError, ["discrete", "integers(4)", "discrete kernel"]),
+    "discrete variables": (lambda: sample(COUNTS, 4), TypeError, ["discrete", "integers(4)", ".given("]),
     "static and score-only": (lambda: sample(STATIC_SCORE, 4), MissingEnergy, ["force", "static", "MCMC(UHMC("]),
     # settings of SMC, AIS and Annealed
     "levels of zero": (lambda: SMC(levels=0), ValueError, ["at least 1", "got 0"]),
@@ -109,7 +129,7 @@ CALLS = {
     ),
     "init with a Clamp": (lambda: sample(P * LAPLACE * KNOWN, 10, init=P), ValueError, ["init=", "Clamp"]),
     "a condition per draw under SMC": (
-        lambda: sample(P * ROWS, 5),
+        lambda: sample(P * ROWS, 5, sampler=SMC()),
         ValueError,
         ["condition for each draw", "Annealed"],
     ),
@@ -300,3 +320,13 @@ def test_wrong_calls_say_what_to_do(case):
 
 def test_there_are_enough_of_them():
     assert len(CALLS) >= 40
+
+
+def test_a_condition_for_each_draw_is_given_the_sampler_that_keeps_rows_apart():
+    values = torch.tensor([[-1.0, 0.0], [2.0, 0.0], [0.5, 0.0]])
+    draw = sample(P * Clamp(torch.tensor([True, False]), values), 3, seed=0)
+    assert draw.info.sampler == "Annealed"
+    assert "a condition for each draw" in draw.info.reason
+    torch.testing.assert_close(draw.x[:, 0], values[:, 0])
+    with pytest.raises(TypeError, match=r"has only a score; integrate it.*log_likelihood"):
+        SCORE.log_prob(torch.zeros(1, 2), 1.0)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from boltzmix.models.invertible import log_normal
+from boltzmix.models.normal import log_standard_normal
 
 D = torch.float64
 
@@ -35,7 +35,7 @@ def jacobian_log_det(fn, x):
 
 def assert_change_of_variables(model, x, rtol=1e-9):
     """log p(x) = log N(z; 0, I) + log|det ∂z/∂x|, z = encode(x), the determinant by autograd."""
-    expected = log_normal(model.encode(x)) + jacobian_log_det(model.encode, x)
+    expected = log_standard_normal(model.encode(x)) + jacobian_log_det(model.encode, x)
     assert torch.allclose(model.log_prob(x), expected, rtol=rtol, atol=rtol)
 
 

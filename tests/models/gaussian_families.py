@@ -31,11 +31,11 @@ from boltzmix.models import (
     Reward,
     ScoreMatching,
     fit,
+    schedules,
 )
-from boltzmix.models import schedule as schedules
 from boltzmix.models.adapters import term
 from boltzmix.models.nets import CausalTransformer
-from boltzmix.models.schedule import EDM, VE, VP, Cosine, Schedule
+from boltzmix.models.schedules import EDM, VE, VP, Cosine, Schedule
 
 D = torch.float64
 DIM = 4

@@ -11,7 +11,7 @@ from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.term import evaluate
 from boltzmix.models.adapters import term
 from boltzmix.models.adapters.diffusers import DISCRETE, FLOW, PRECONDITIONED, from_diffusers, read_schedule
-from boltzmix.models.adapters.schedule import EDM, VE, VP, FlowMatching
+from boltzmix.models.schedules import EDM, VE, VP, FlowMatching
 
 diffusers = pytest.importorskip("diffusers")
 

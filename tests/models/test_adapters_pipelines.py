@@ -16,7 +16,7 @@ from boltzmix.compose.term import evaluate
 from boltzmix.models.adapters import term
 from boltzmix.models.adapters.network import NetworkTerm
 from boltzmix.models.adapters.pipelines import from_pipeline
-from boltzmix.models.adapters.schedule import VE, FlowMatching
+from boltzmix.models.schedules import VE, FlowMatching
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

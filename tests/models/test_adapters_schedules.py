@@ -11,7 +11,7 @@ import torch
 from boltzmix.compose.term import evaluate
 from boltzmix.models.adapters import term
 from boltzmix.models.adapters.network import Condition
-from boltzmix.models.adapters.schedule import EDM, VE, VP, Cosine, FlowMatching, LinearVP
+from boltzmix.models.schedules import EDM, VE, VP, Cosine, FlowMatching, LinearVP
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 ROOT = torch.tensor([[0.8, 0.0, 0.0], [0.3, 0.5, 0.0], [-0.4, 0.2, 1.2]], dtype=torch.float64)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from boltzmix.compose import Gaussian, sample
+from boltzmix.compose import SMC, Gaussian, sample
 from boltzmix.compose.errors import MissingEnergy, MissingExtra
 from boltzmix.compose.term import evaluate
 from boltzmix.models import fit
@@ -378,7 +378,7 @@ WRONG = {
     "ids of another length": (lambda: term(gpt(), length=3).energy(ID), ValueError, r"\(N, 3\)"),
     "ids elsewhere": (lambda: term(gpt(), length=L).energy(ID.to("meta")), TypeError, "move one of them"),
     "score": (lambda: term(gpt(), length=L).score(ID), MissingEnergy, "over integers"),
-    "gradient kernels": (lambda: sample(term(gpt(), length=L), 5, seed=0), TypeError, "discrete"),
+    "gradient kernels": (lambda: sample(term(gpt(), length=L), 5, sampler=SMC(), seed=0), TypeError, "discrete"),
     "prompt without tokenizer": (lambda: term(gpt(), length=L).given(prompt="a"), TypeError, "prompt_ids="),
     "empty prompt": (lambda: term(gpt(9), tokenizer=Letters(), length=L).given(prompt=""), ValueError, "no tokens"),
     "empty ids": (lambda: term(gpt(), length=L).given(prompt_ids=[]), ValueError, "one or more"),

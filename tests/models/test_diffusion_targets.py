@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import boltzmix as bm
-from boltzmix.models import Diffusion, FlowMatching, fit, schedule
+from boltzmix.models import Diffusion, FlowMatching, fit, schedules
 from boltzmix.models.nets import MLP
-from boltzmix.models.schedule import EDM, VE, VP, Cosine, LinearVP
+from boltzmix.models.schedules import EDM, VE, VP, Cosine, LinearVP
 from tests.contracts import Contract, contract_cases
 
 D = torch.float64
@@ -18,7 +18,7 @@ SCHEDULES = {
     "linear": LinearVP(),
     "cosine": Cosine(),
     "ve": VE(0.01, 50.0),
-    "flow": schedule.FlowMatching(),
+    "flow": schedules.FlowMatching(),
     "edm": EDM(0.01, 50.0, sigma_data=0.8),
 }
 PAIRS = [
@@ -229,7 +229,7 @@ def test_one_step_moments_iterate_to_the_marginal(s):
         s.forward_step(one, len(s.alphas_cumprod), zero)
 
 
-@pytest.mark.parametrize("s", [*SCHEDULES.values(), schedule.FlowMatching(data_at=1)], ids=repr)
+@pytest.mark.parametrize("s", [*SCHEDULES.values(), schedules.FlowMatching(data_at=1)], ids=repr)
 def test_level_is_the_inverse_of_time_and_quantiles_have_their_density(s):
     low, high = s.sigma_range
     sigma = torch.logspace(math.log10(low), math.log10(high), 40, dtype=D).clamp(low, high)

@@ -4,13 +4,14 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from boltzmix.compose.errors import MissingExtra, NonFinite
-from boltzmix.models import Classifier, Diffusion, EnergyDiffusion, data, fit
-from boltzmix.models.nets import MLP
+from boltzmix.models import VAE, Classifier, Diffusion, EnergyDiffusion, EnergyModel, Flow, FlowMatching, data, fit
+from boltzmix.models.nets import MLP, Dense, EnergyMLP
 from boltzmix.models.training.batches import batches_of
 
 
@@ -436,6 +437,15 @@ def test_sheets_of_a_family_need_no_sampler(tmp_path, family):
     assert all(p.requires_grad for p in with_sheets.parameters())
 
 
+def test_sheets_of_a_model_with_latents_show_x(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("boltzmix.compose.pictures.plot_states", lambda x, path, title: shown.append(x))
+    torch.manual_seed(0)
+    model = VAE(Dense(2, 6, hidden=8), Dense(3, 2, hidden=8), (2,), (3,))
+    fit(model, data.ring, **SETTINGS, sheets=tmp_path, sheet_every=24)
+    assert [tuple(x.shape) for x in shown] == [(1000, 2)]  # as many points as of any family over the plane
+
+
 def test_sheets_that_cannot_be_drawn(tmp_path):
     with pytest.raises(ValueError, match=r"Line is no term; pass sheet_sampler="):
         fit(Line(), torch.zeros(4, 1, dtype=torch.float64), steps=2, sheets=tmp_path)
@@ -647,8 +657,56 @@ def test_mixed_precision_keeps_float32_weights():
         (torch.zeros(()), ValueError, "a scalar"),
         ((), TypeError, "a stream"),
         (3, TypeError, "got int"),
+        (np.zeros((4, 2)), TypeError, r"got a NumPy array: write torch.from_numpy"),
+        ([torch.zeros(4, 2)] * 3, ValueError, r"x or \(x, label\), got 3 tensors; a list of batches"),
+        (lambda: iter([{"x": torch.zeros(4, 2)}]), ValueError, "leave out batch_size"),
+        (lambda n, generator: {"x": torch.zeros(n, 2)}, TypeError, r"got a mapping of \['x'\]; .*transform="),
+        (torch.zeros(4, 2).double(), TypeError, "float32 weights on cpu and got torch.float64"),
+        (torch.zeros(4, 2).half(), TypeError, "float32 weights on cpu and got torch.float16"),
     ],
 )
 def test_wrong_data(rows, error, words):
     with pytest.raises(error, match=words):
         fit(toy(), rows, **SETTINGS)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integers_are_no_data_of_a_density_over_reals(dtype):
+    pytest.importorskip("zuko")
+    families = (
+        toy(family=Diffusion), toy(family=EnergyDiffusion), toy(family=FlowMatching), Flow((2,)),
+        EnergyModel(EnergyMLP(2), (2,)), VAE(Dense(2, 4), Dense(2, 2), (2,), (2,)),
+    )  # fmt: skip
+    for model in families:
+        with pytest.raises(TypeError, match=r"is a density over reals and the batch holds torch.u?int.*dequantise"):
+            fit(model, torch.ones(8, 2, dtype=dtype), steps=1, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (torch.full((8,), 3), ValueError, r"labels are ints in \[0, 3\), or -1 .*, got 3 … 3"),  # the null class's row
+        (torch.full((8,), -2), ValueError, r"got -2 … -2"),
+        (torch.zeros(8), TypeError, r"labels are ints of shape \(4,\), got torch.float32"),
+        (torch.zeros(8, 3).long(), TypeError, r"got torch.int64 of shape \(4, 3\)"),
+        (torch.zeros(8, dtype=torch.bool), TypeError, "got torch.bool"),
+    ],
+)
+def test_wrong_labels(labels, error, words):
+    with pytest.raises(error, match=words):
+        fit(toy(0, Diffusion, 3), (torch.zeros(8, 2), labels), steps=1, batch_size=4)
+
+
+def test_labels_of_every_integer_dtype_mean_the_same():
+    x, label = labelled()
+    models = [toy(0, Diffusion, 3) for _ in range(3)]
+    for model, dtype in zip(models, (torch.int64, torch.int32, torch.uint8), strict=True):
+        fit(model, (x, label.to(dtype)), **SETTINGS)
+    for other in models[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), other.parameters(), strict=True))
+
+
+def test_a_classifier_takes_no_label_out_of_range():
+    for bad in (-100, 3):
+        with pytest.raises(ValueError, match=rf"labels are ints in \[0, 3\), got {bad} … {bad}"):
+            fit(Classifier(event_shape=(2,), num_classes=3), (torch.zeros(8, 2), torch.full((8,), bad)), steps=1)

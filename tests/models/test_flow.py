@@ -123,6 +123,14 @@ def test_the_exponential_of_a_uniform():
         assert torch.allclose(p.score(x), -1 / x, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_on_a_grid_sums_to_one(kind):
+    """Of a transformation that is far from the identity, in units that are not those of the data."""
+    flow = make(kind, loc=0.4, scale=1.3, num_classes=3)
+    for view in (flow, flow.given(label=1)):
+        assert abs(mass(view, -9.0, 9.0, 300)[0] - 1) < 1e-3
+
+
 def test_fit_on_two_moons():
     """After a few seconds: a density (its grid sums to one within 1e-3), better than a Gaussian, with its own draws."""
     torch.manual_seed(0)

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import boltzmix as bm
-from boltzmix.models import Diffusion, FlowMatching, ODEDensity, diffusion_bound, diffusion_elbo
+from boltzmix.models import VAE, Diffusion, FlowMatching, ODEDensity, diffusion_bound, diffusion_elbo
 from boltzmix.models.adapters import term as adapt
+from boltzmix.models.divergence import random_signs
 from boltzmix.models.likelihood import log_likelihood
-from boltzmix.models.nets import MLP
-from boltzmix.models.probability_flow import Solver, integrate, random_signs, value_and_divergence
-from boltzmix.models.schedule import VP
+from boltzmix.models.nets import MLP, Dense
+from boltzmix.models.ode import Solver
+from boltzmix.models.probability_flow import integrate, value_and_divergence
+from boltzmix.models.schedules import VP
 from tests.contracts import Contract, contract_cases
 
 D = torch.float64
@@ -141,7 +143,7 @@ def test_the_trace_is_the_jacobians():
     assert zero.tolist() == [[0.0] * 4]
 
 
-@pytest.mark.parametrize(("method", "order"), [("rk4", 4), ("heun", 2)])
+@pytest.mark.parametrize(("method", "order"), [("rk4", 4), ("heun", 2), ("midpoint", 2), ("euler", 1)])
 def test_fixed_solvers_have_their_order(method, order):
     """A linear field: x(1) = exp(A) x and ∫ tr A; and a field that depends on time."""
     a = torch.tensor([[0.3, -1.0], [1.0, 0.1]], dtype=D)
@@ -154,8 +156,9 @@ def test_fixed_solvers_have_their_order(method, order):
         assert float(total) == pytest.approx(0.4)
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
     found, total = integrate(lambda x, t: 2 * t * x, x, 0.0, 1.0, Solver(method, 64))
-    assert float(total) == pytest.approx(2.0, abs=1e-3)
-    torch.testing.assert_close(found, math.e * x, rtol=1e-3, atol=0.0)
+    error = 0.04 if order == 1 else 1e-3
+    assert float(total) == pytest.approx(2.0, abs=error)
+    torch.testing.assert_close(found, math.e * x, rtol=error, atol=0.0)
 
 
 def test_a_missing_torchdiffeq_is_named(monkeypatch):
@@ -193,7 +196,7 @@ def test_contract(check, contract):
     check(contract)
 
 
-def test_hutchinsons_energy_is_a_fixed_function_that_claims_no_constant():
+def test_hutchinsons_energy_is_a_fixed_function_that_claims_no_constant_and_no_draws():
     p = ODEDensity(scored(MIXTURE), trace="hutchinson", steps=24, probes=2)
     assert not p.normalized
     assert not p.calibrated
@@ -204,6 +207,8 @@ def test_hutchinsons_energy_is_a_fixed_function_that_claims_no_constant():
     torch.testing.assert_close(p.score(x), -slope)
     with pytest.raises(TypeError, match="normalised"):
         p.log_prob(x)
+    with pytest.raises(TypeError, match="cannot be sampled exactly"):  # draws of the flow are those of another energy
+        p.sample(3)
     many = ODEDensity(scored(MIXTURE), trace="hutchinson", steps=16, probes=40)
     torch.testing.assert_close(-many.energy(x), MIXTURE.log_prob(x, 1e-3), atol=0.6, rtol=0.0)
 
@@ -398,13 +403,15 @@ def test_wrong_calls():
         ODEDensity(ODEDensity(P))
     with pytest.raises(TypeError, match="log_prob"):
         diffusion_elbo(ODEDensity(P), x)
+    with pytest.raises(TypeError, match=r"is static; its log_prob\(\) is that of all variables; a VAE bounds .* elbo"):
+        log_likelihood(VAE(Dense(2, 4), Dense(2, 2), (2,), (2,)), x)
     with pytest.raises(TypeError, match="named variables"):
         log_likelihood(P.on("x"), x)
     with pytest.raises(TypeError, match=r"bm|boltzmix\.term"):
         log_likelihood(lambda x: x, x)  # pyright: ignore[reportArgumentType]
     p = scored(P, 0.01, 50.0)
     for options, words in (
-        ({"method": "euler"}, "method is"),
+        ({"method": "rk45"}, "method: a solver is one of"),
         ({"steps": 0}, "steps"),
         ({"rtol": -1.0}, "rtol"),
         ({"trace": "random"}, "trace is"),

@@ -201,3 +201,15 @@ def test_every_public_class_is_known_and_nothing_else():
 def test_descriptions_that_describe_nothing(spec, words):
     with pytest.raises(ValueError, match=words):
         build(spec)
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path):
+    model = build(SPEC)
+    wider = {**SPEC, "net": {**SPEC["net"], "arguments": {**SPEC["net"]["arguments"], "hidden": 9}}}
+    with pytest.raises(ValueError, match=r"could not read these weights again: .* is \(8, .* in the model and \(9, "):
+        save(model, "a", tmp_path, wider)
+    with pytest.raises(ValueError, match="unknown class"):
+        save(model, "a", tmp_path, {"class": "Nothing"})
+    with pytest.raises(ValueError, match="label=1 is not saved with the weights"):
+        save(model.given(label=1), "a", tmp_path, SPEC)
+    assert not os.listdir(tmp_path)

@@ -49,7 +49,7 @@ def loss_has_its_weight():
 
     data = torch.zeros(20_000, 2, dtype=D)
     for factor in (0.0, -1.0):
-        p = NCSN(Returned(factor), (2,), levels=4, sigma_range=(0.1, 2.0))
+        p = NCSN(Returned(factor), (2,), levels=4, sigma_range=(0.1, 2.0)).double()
         want = ((1 + factor * p.ladder() ** 2) ** 2).mean()  # x = σ ε: σ² (factor σ ε + ε / σ)²
         found = float(p.loss(data, torch.Generator().manual_seed(0)))
         assert found == pytest.approx(float(want), rel=0.05)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from boltzmix.models.nets import MLP, DiT, UNet
+from boltzmix.models.nets import MLP, DiT, EnergyMLP, UNet
 from boltzmix.models.nets.dit import Block, waves
 from boltzmix.models.nets.unet import Attention
 
@@ -172,6 +172,13 @@ def test_wrong_networks():
             DiT(1, **arguments)
     with pytest.raises(ValueError, match="built for images"):
         DiT(1, width=16)(torch.zeros(1, 1, 4, 4), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"MLP\(2\) takes vectors \(N, 2\), got \(1, 1, 4, 4\); use UNet or DiT"):
+        MLP(2)(torch.zeros(1, 1, 4, 4), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"EnergyMLP\(2\) takes vectors \(N, 2\), got \(1, 3\); use EnergyConv"):
+        EnergyMLP(2)(torch.zeros(1, 3))
+    for x in (torch.zeros(1, 3, 8, 8), torch.zeros(1, 2)):
+        with pytest.raises(ValueError, match=r"UNet\(1\) takes images \(N, 1, H, W\), got"):
+            UNet(1)(x, torch.zeros(1))
     with pytest.raises(TypeError, match="num_classes"):
         DiT(1, width=16)(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long())
     with pytest.raises(ValueError, match="names resolutions"):

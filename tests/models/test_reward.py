@@ -215,3 +215,10 @@ def test_wrong_calls(case):
     call, error, message = WRONG[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_weights_and_states_of_two_dtypes_are_named():
+    model = Reward(net().float(), (2,))
+    with pytest.raises(TypeError, match="holds torch.float32 weights and got torch.float64; convert x, or the model"):
+        model.energy(torch.zeros(3, 2, dtype=D))
+    assert model.double().energy(torch.zeros(3, 2, dtype=D)).dtype == D

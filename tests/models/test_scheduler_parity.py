@@ -18,8 +18,8 @@ from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import Ladder, Reverse, reverse
 from boltzmix.models.adapters import term
 from boltzmix.models.adapters.diffusers import reverse_like
-from boltzmix.models.adapters.schedule import VE
 from boltzmix.models.adapters.schedulers import _READERS
+from boltzmix.models.schedules import VE
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -172,6 +172,8 @@ def test_the_centre_is_that_of_the_data(tmp_path):
     torch.testing.assert_close(target.core.loc, x.mean(0))
     with pytest.raises(ValueError, match="Module has no centre"):
         config._centre(torch.nn.Module(), "data", x, None, 0)
+    with pytest.raises(TypeError, match=r"loc measures the centre of real data, got torch.int64; .*data.transforms"):
+        config._centre(target, "data", data.digit_levels(), None, 0)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):

@@ -593,7 +593,7 @@ WRONG = {
     "integers": (lambda: linear().elbo(torch.zeros(2, 3, dtype=torch.long)), TypeError, "floating"),
     "batch": (lambda: linear().loss(torch.zeros(2, 4, dtype=D), seeded(0)), ValueError, "batch"),
     "batch dtype": (lambda: linear().loss(X.float(), seeded(0)), TypeError, "float64"),
-    "batch of integers": (lambda: linear().loss(X.long(), seeded(0)), TypeError, "floating"),
+    "batch of integers": (lambda: linear().loss(X.long(), seeded(0)), TypeError, "density over reals"),
     "labels": (lambda: linear().loss((X, torch.zeros(6, dtype=torch.long)), seeded(0)), ValueError, "num_classes"),
     "samples": (lambda: linear().elbo(X, samples=0), ValueError, "samples"),
     "k": (lambda: linear().iwae(X, 0), ValueError, "k is"),

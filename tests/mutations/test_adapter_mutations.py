@@ -24,7 +24,7 @@ REVERSE, NETWORK, SCHEDULERS, PIPELINES, SCHEDULE = (
     "boltzmix.models.adapters.network",
     "boltzmix.models.adapters.schedulers",
     "boltzmix.models.adapters.pipelines",
-    "boltzmix.models.schedule",
+    "boltzmix.models.schedules.base",
 )
 
 

@@ -22,6 +22,7 @@ NETS = "boltzmix.models.nets."
 PIXELCNN, WAVENET, TRANSFORMER = NETS + "pixelcnn", NETS + "wavenet", NETS + "causal_transformer"
 VALUES, ORDERED, ORDERS = NETS + "values", "boltzmix.models.ordered", "boltzmix.models.orders"
 CONDITIONALS, MODEL = "boltzmix.models.conditionals", "boltzmix.models.autoregressive"
+PREFIXES, LABELS = "boltzmix.models.prefixes", "boltzmix.models.labels"
 
 
 def sees(name, levels=4):
@@ -372,15 +373,15 @@ ROWS = [
      test_autoregressive.prefix_density_is_the_marginal),
     ("draws that ignore their prefix", MODEL, "if t >= known:", "if True:", per_row_prefixes),
     ("draws that do not see their prefix", MODEL, "values[:, :known] = rows", "prefix_is_lost = rows", draws("prefix")),
-    ("a prefix of other variables", MODEL,
+    ("a prefix of other variables", PREFIXES,
      "return self.core.arrange(x)[:, :length]",
      "return x.flatten(1)[:, :length]",
      chain(permuted)),
-    ("a clamp on other variables", MODEL,
+    ("a clamp on other variables", PREFIXES,
      "return Clamp(self.core.restore(mask)[0]",
      "return Clamp(mask[0]",
      clamps_hold_the_prefix),
-    ("views of different prefixes merge", MODEL,
+    ("views of different prefixes merge", PREFIXES,
      "(*cast(\"tuple[Hashable, ...]\", super().key()), self._prefix_identity)",
      "super().key()",
      prefixes_of_other_views_differ),
@@ -434,11 +435,11 @@ ROWS = [
      "drawn",
      draws_end),
     ("draws stop at the first end of any row", MODEL, "bool(done.all())", "bool(done.any())", draws("eos")),
-    ("labels of other views", MODEL,
-     "label = torch.cat([null if row is None else row for row in labels])",
-     "label = torch.cat([null if row is None else row for row in labels[::-1]])",
+    ("labels of other views", LABELS,
+     "return torch.cat([null if label is None else label for label in labels])",
+     "return torch.cat([null if label is None else label for label in labels[::-1]])",
      forwards(False)),
-    ("the null label of a view is label 0", MODEL,
+    ("the null label of a view is label 0", LABELS,
      "torch.full((n,), NULL, dtype",
      "torch.full((n,), 0, dtype",
      forwards(False)),
@@ -460,8 +461,8 @@ ROWS = [
      "parameters = self._outputs(seen, None)",
      loss),
     ("conditional probabilities of other labels", MODEL,
-     "label = None\n        if any",
-     "label = None\n        labels = [None for _ in labels]\n        if any",
+     "stacked_labels(labels, n, tall.device)",
+     "stacked_labels([None for _ in labels], n, tall.device)",
      joint("pixelcnn-label")),
 ]  # fmt: skip
 

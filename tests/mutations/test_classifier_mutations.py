@@ -16,6 +16,7 @@ from tests.mutations.harness import Mutation, verify
 D = torch.float64
 CLASSIFIER, REWARD = "boltzmix.models.classifier", "boltzmix.models.reward"
 LANGUAGE, DISTRIBUTIONS = "boltzmix.models.adapters.transformers", "boltzmix.compose.distributions"
+CAUSAL, TOKENS = "boltzmix.models.adapters.causal", "boltzmix.models.adapters.tokens"
 
 
 # ------------------------------------------------------------------------------------------------------------- laws
@@ -304,7 +305,7 @@ LANGUAGE_MODELS = [
     ),
     Mutation(
         "EOS not counted",
-        LANGUAGE,
+        TOKENS,
         "counted = place <= end[:, None]",
         "counted = place < end[:, None]",
         sums_to_one("right"),
@@ -325,14 +326,14 @@ LANGUAGE_MODELS = [
     ),
     Mutation(
         "any left padding goes",
-        LANGUAGE,
+        TOKENS,
         "fits = (end == room - 1) | ((end == size) & (lead == 0))",
         "fits = (end <= room - 1) | (end == size)",
         sums_to_one("left, own pad"),
     ),
     Mutation(
         "log-softmax in half precision",
-        LANGUAGE,
+        CAUSAL,
         "return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits",
         "return logits",
         lambda: language().test_half_precision(torch.bfloat16),
@@ -346,7 +347,7 @@ LANGUAGE_MODELS = [
     ),
     Mutation(
         "dropout stays on",
-        LANGUAGE,
+        CAUSAL,
         "            module.training = False\n        yield",
         "            pass\n        yield",
         dropout_is_off,
@@ -368,7 +369,7 @@ LANGUAGE_MODELS = [
     Mutation(
         "draws are aligned to the wrong side",
         LANGUAGE,
-        "return _shifted(rows, end - (size - 1), self.pad_id)",
+        "return shifted(rows, end - (size - 1), self.pad_id)",
         "return rows",
         prompted_draws("left, own pad"),
     ),

@@ -13,9 +13,13 @@ from tests.models import (
 )
 from tests.mutations.harness import Mutation, verify
 
-SCHEDULE, DIFFUSION, DENOISER = "boltzmix.models.schedule", "boltzmix.models.diffusion", "boltzmix.models.denoiser"
+DIFFUSION, DENOISER = "boltzmix.models.diffusion", "boltzmix.models.denoiser"
+SCHEDULE, STRAIGHT = "boltzmix.models.schedules.base", "boltzmix.models.schedules.straight"
+EXPLODING = "boltzmix.models.schedules.variance_exploding"
+PRESERVING = "boltzmix.models.schedules.variance_preserving"
 FLOW, NCSN = "boltzmix.models.flow_matching", "boltzmix.models.ncsn"
 EQUATION, LIKELIHOOD = "boltzmix.models.probability_flow", "boltzmix.models.likelihood"
+SOLVER, DIVERGENCE = "boltzmix.models.ode", "boltzmix.models.divergence"
 ELBO = "boltzmix.models.diffusion_bound"
 DIT, UNET = "boltzmix.models.nets.dit", "boltzmix.models.nets.unet"
 D = torch.float64
@@ -72,6 +76,7 @@ def karras_weight_is_karras():
 def hutchinson_claims_no_constant():
     p = test_likelihood.ODEDensity(test_likelihood.scored(test_likelihood.LINE), trace="hutchinson")
     assert not p.normalized
+    assert not p.samplable
 
 
 def drawn_from_the_density():
@@ -111,21 +116,21 @@ TARGETS = [
     ),
     Mutation(
         "velocity has the opposite sign in training",
-        SCHEDULE,
+        STRAIGHT,
         'return noise - x0 if self._points_to == "noise" else x0 - noise',
         'return x0 - noise if self._points_to == "noise" else noise - x0',
         trains("flow", "velocity"),
     ),
     Mutation(
         "velocity has the opposite sign in the score",
-        SCHEDULE,
+        STRAIGHT,
         'scale * (x + output if self._points_to == "noise" else x - output)',
         'scale * (x - output if self._points_to == "noise" else x + output)',
         test_flow_matching.velocity_gives_the_score,
     ),
     Mutation(
         "F's target forgets σ_d² on the noise",
-        SCHEDULE,
+        EXPLODING,
         "(scale * self.sigma_data**2).to(x0.dtype)",
         "(scale * self.sigma_data).to(x0.dtype)",
         undoes("edm", "edm"),
@@ -153,22 +158,22 @@ TARGETS = [
     ),
     Mutation(
         "mean of a forward step without its square root",
-        SCHEDULE,
+        PRESERVING,
         "return math.sqrt(1 - beta) * x",
         "return (1 - beta) * x",
         steps,
     ),
-    Mutation("spread of a forward step is β", SCHEDULE, "+ math.sqrt(beta) * noise", "+ beta * noise", steps),
+    Mutation("spread of a forward step is β", PRESERVING, "+ math.sqrt(beta) * noise", "+ beta * noise", steps),
     Mutation(
         "β from ᾱ alone",
-        SCHEDULE,
+        PRESERVING,
         "return 1 - table[1:] / table[:-1]",
         "return 1 - table[1:]",
         steps,
     ),
     Mutation(
         "levels between steps are linear in σ",
-        SCHEDULE,
+        PRESERVING,
         "return torch.lerp(table[before], table[before + 1], at - before).exp()",
         "return torch.lerp(table[before].exp(), table[before + 1].exp(), at - before)",
         levels(test_diffusion_targets.VP.ddpm(25, 1e-3, 0.3)),
@@ -227,7 +232,7 @@ WEIGHTS = [
     ),
     Mutation(
         "NCSN's levels are equidistant",
-        SCHEDULE,
+        EXPLODING,
         "        return value.exp()\n",
         "        return value\n",
         test_ncsn.ladder_is_geometric,
@@ -272,8 +277,8 @@ TRANSPORT = [
     Mutation(
         "log-determinant of the flow has the wrong sign",
         FLOW,
-        "return base - total[0]",
-        "return base + total[0]",
+        "return -log_standard_normal(z) - total[0]",
+        "return -log_standard_normal(z) + total[0]",
         test_flow_matching.flow_has_the_gaussians_density,
     ),
     Mutation(
@@ -319,36 +324,43 @@ LIKELIHOODS = [
     Mutation(
         "trace of the first coordinate only",
         EQUATION,
-        "for i in range(flat.shape[1]):",
-        "for i in range(1):",
+        "unit_vectors(leaf)",
+        "unit_vectors(leaf)[:1]",
         test_likelihood.test_the_trace_is_the_jacobians,
     ),
     Mutation(
         "Hutchinson's probes are not signs",
-        EQUATION,
+        DIVERGENCE,
         "return 2 * bits.to(like.dtype) - 1",
         "return 2 * bits.to(like.dtype)",
         test_likelihood.hutchinson_is_unbiased_with_its_standard_error,
     ),
     Mutation(
         "Runge and Kutta's middle slopes count once",
-        EQUATION,
-        "x = x + h / 6 * (a + 2 * b + 2 * c + d)",
-        "x = x + h / 4 * (a + b + c + d)",
+        SOLVER,
+        "s + h / 6 * (a + 2 * b + 2 * c + d)",
+        "s + h / 4 * (a + b + c + d)",
         order("rk4", 4),
     ),
     Mutation(
+        "the midpoint's slope at the old time",
+        SOLVER,
+        "second = field(_moved(state, h / 2, first), t + h / 2)",
+        "second = field(state, t)",
+        order("midpoint", 2),
+    ),
+    Mutation(
         "Heun's second slope at the old time",
-        EQUATION,
-        "b, db = rate(x + h * a, after)",
-        "b, db = rate(x + h * a, t)",
+        SOLVER,
+        "second = field(_moved(state, h, first), after)",
+        "second = field(_moved(state, h, first), t)",
         order("heun", 2),
     ),
     Mutation(
-        "divergence integrated by Euler",
+        "the divergence at another time",
         EQUATION,
-        "total = total + h / 6 * (da + 2 * db + 2 * dc + dd)",
-        "total = total + h * da",
+        "return value_and_divergence(field, state[0], t, probes, keep)",
+        "return field(state[0], t), value_and_divergence(field, state[0], start, probes, keep)[1]",
         order("rk4", 4),
     ),
     Mutation(
@@ -361,8 +373,15 @@ LIKELIHOODS = [
     Mutation(
         "Hutchinson's energy claims to be normalised",
         LIKELIHOOD,
-        "self.normalized = self.calibrated = exact",
-        "self.normalized = self.calibrated = True",
+        "self.normalized = self.calibrated = self.samplable = exact",
+        "self.normalized = self.calibrated = True\n        self.samplable = exact",
+        hutchinson_claims_no_constant,
+    ),
+    Mutation(
+        "draws of log p pass for draws of the estimated energy",
+        LIKELIHOOD,
+        "self.normalized = self.calibrated = self.samplable = exact",
+        "self.normalized = self.calibrated = exact\n        self.samplable = True",
         hutchinson_claims_no_constant,
     ),
 ]

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,41 @@ def epochs_hold_every_row_once():
     assert seen[:10] != seen[10:20]
 
 
+@contextmanager
+def peer(all_reduce=None, broadcast=None):
+    """A process of two, whose peer is played by functions in the place of the collective operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_reduce", all_reduce)
+        patch.setattr(torch.distributed, "broadcast", broadcast)
+        yield Processes(1, 2)
+
+
+def gradients_meet():
+    """Sums over both, also where only one has a gradient; where none has, there is none."""
+    theirs = iter([torch.tensor([1.0, 1.0, 0.0]), torch.tensor([2.0, 2.0, 5.0, 5.0, 5.0])])
+    first, second, third = (nn.Parameter(torch.zeros(n)) for n in (2, 3, 1))
+    first.grad = torch.ones(2)
+    with peer(all_reduce=lambda own: own.add_(fitting(next(theirs), own))) as processes:
+        processes.sum_gradients([first, second, third])
+    assert third.grad is None
+    assert second.grad is not None
+    assert first.grad.tolist() == [3.0, 3.0]
+    assert second.grad.tolist() == [5.0, 5.0, 5.0]
+
+
+def fitting(theirs, own):
+    assert theirs.shape == own.shape, "the processes reduce different tensors"
+    return theirs.to(own)
+
+
+def weights_are_those_of_the_first():
+    own, theirs = nn.Linear(2, 3), nn.Linear(2, 3)
+    contents = iter([t.detach().contiguous().reshape(-1).view(torch.uint8) for t in theirs.state_dict().values()])
+    with peer(broadcast=lambda content, source: content.copy_(next(contents))) as processes:
+        processes.broadcast(own)
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), theirs.parameters(), strict=True))
+
+
 def shares_cover_the_step():
     for size, accumulate in ((1, 3), (2, 6), (3, 3)):
         shares = [micro for rank in range(size) for micro in Processes(rank, size).share(accumulate)]
@@ -296,7 +332,7 @@ def row(name, module, old, new, law, within=""):
 
 
 CHECKPOINT, BATCHES, PRECISION = f"{TRAINING}.checkpoint", f"{TRAINING}.batches", f"{TRAINING}.precision"
-SHEETS, DISTRIBUTED = f"{TRAINING}.sheets", f"{TRAINING}.distributed"
+SHEETS, DISTRIBUTED, PLAN = f"{TRAINING}.sheets", f"{TRAINING}.distributed", f"{TRAINING}.plan"
 DATA, LOAD = "boltzmix.models.data", "boltzmix.models.load"
 ERRORS = [
     row("gradients are summed, not averaged", FIT, "parameter.grad.div_(plan.accumulate)", "pass",
@@ -317,9 +353,9 @@ ERRORS = [
         the_average_is_that_of_the_path),
     row("the last weights stay, not the averaged", FIT, "parameter.copy_(average)", "pass",
         the_average_is_that_of_the_path),
-    row("warm-up starts at zero", FIT, "self.lr * (step + 1) / self.warmup", "self.lr * step / self.warmup",
+    row("warm-up starts at zero", PLAN, "self.lr * (step + 1) / self.warmup", "self.lr * step / self.warmup",
         the_rate_rises_and_falls_to_zero),
-    row("the cosine runs twice as fast", FIT, "math.pi * (step - self.warmup)", "2 * math.pi * (step - self.warmup)",
+    row("the cosine runs twice as fast", PLAN, "math.pi * (step - self.warmup)", "2 * math.pi * (step - self.warmup)",
         the_rate_rises_and_falls_to_zero),
     row("no clipping", FIT, "math.inf if plan.clip is None else plan.clip", "math.inf", gradients_are_clipped),
     row("averages are not restored", CHECKPOINT, 'average.copy_(tensors[f"ema.{name}"])', "pass", resumes),
@@ -357,6 +393,13 @@ ERRORS = [
         sheets_leave_the_run_alone),
     row("processes overlap", DISTRIBUTED, "range(self.rank * part, (self.rank + 1) * part)", "range(part)",
         shares_cover_the_step),
+    row("gradients of a process that has none are forgotten", DISTRIBUTED, "strict=True) if count]",
+        "strict=True) if p.grad is not None]", gradients_meet),
+    row("each process keeps its own gradient", DISTRIBUTED, "p.grad = part.view_as(p).clone()", "pass", gradients_meet),
+    row("parameters that nobody trained get a gradient", DISTRIBUTED, "strict=True) if count]", "strict=True)]",
+        gradients_meet),
+    row("each process keeps its own weights", DISTRIBUTED, "t.copy_(content.view(t.dtype).view_as(t))", "pass",
+        weights_are_those_of_the_first),
     row("records are appended twice", f"{TRAINING}.records", '"".join(map(_line, history)).encode()',
         '"".join(map(_line, [*history, *history])).encode()', metrics_files_go_on_where_the_checkpoint_stood),
     row("bits with the other sign", f"{DATA}.digits", "nll + dim * math.log(levels / 2)",

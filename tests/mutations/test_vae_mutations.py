@@ -13,7 +13,7 @@ from tests.mutations.harness import Mutation, verify
 
 MODULES = [
     importlib.import_module(f"boltzmix.models.{name}")
-    for name in ("observation", "latent_model", "vae", "hierarchical_vae", "latent", "nets.autoencoder")
+    for name in ("normal", "observation", "latent_model", "vae", "hierarchical_vae", "latent", "nets.autoencoder")
 ]
 SOURCES = {module.__name__: inspect.getsource(module) for module in MODULES}
 
@@ -187,9 +187,9 @@ DATA += rows(
 )  # fmt: skip
 DATA += rows(
     TOGETHER,
-    ("conditions in the wrong order", "for row in rows])", "for row in rows[::-1]])"),
-    ("one forward for each condition", "if any(row is not None for row in rows):",
-     "self.core.decode(self._latents(x), None)\n        if any(row is not None for row in rows):"),
+    ("conditions in the wrong order", "for view in views], n, device)", "for view in views[::-1]], n, device)"),
+    ("one forward for each condition", "        device = x[\"x\"].device\n",
+     "        device = x[\"x\"].device\n        self.core.decode(self._latents(x), None)\n"),
 )  # fmt: skip
 DATA += rows(
     one.test_labels_reach_every_network,
