@@ -37,7 +37,7 @@ def rare_classes(report: Report, settings: Settings) -> None:
     """Energy distance to held-out digits, and the share that a classifier recognises, of three rare classes."""
     (train, label), (test, test_label) = data.digits("train"), data.digits("test")
     classifier = load("digits-classifier")
-    n = settings.size(200, 16)
+    n = settings.size(120, 16)
     rare = RARE[: settings.size(len(RARE), 1)]
     sampler = Annealed(levels=settings.size(48, 6), sweeps=1)
     for seed in settings.seeds:

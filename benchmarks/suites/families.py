@@ -262,6 +262,7 @@ def _tabulate(report: Report, judged: Sequence[Judged], settings: Settings) -> N
         "energy distance: of these draws to held-out digits; its floor is that of 400 training digits.",
         "nearest: median distance to the nearest training digit; much below that of held-out digits is memory.",
         "training and sampling are CPU seconds of one thread; all draws count, ten classes of equal size.",
+        "a family that does harm to itself by longer training stops earlier: `most` in benchmarks/digits_families.py.",
     ]
 
 

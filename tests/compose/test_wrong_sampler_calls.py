@@ -53,7 +53,7 @@ CALLS = {
         ["torch.bfloat16 is that of Gaussian", "cast=True", ".float()"],
     ),
     "levels that can be drawn exactly": (
-        lambda: sample(term(torch.distributions.Bernoulli(0.5)), 4),
+        lambda: sample(term(torch.distributions.Bernoulli(0.5)), 4, sampler=SMC()),
         TypeError,
         ["discrete", ".sample(n, generator)"],
     ),
