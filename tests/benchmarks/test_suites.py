@@ -72,7 +72,7 @@ def test_a_section_that_fails_is_a_target_that_does_not_hold(tmp_path, capsys):
 
 
 def test_wrong_arguments_name_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="compositions, speed"):
+    with pytest.raises(ValueError, match="compositions, .*speed"):
         benchmarks.run_suite("composition")
     with pytest.raises(ValueError, match="it has"):
         benchmarks.run_suite("compositions", only=["2z"], out=tmp_path)
