@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SUITES: dict[str, str] = {
     "compositions": "products, mixtures and negations against exact answers: error against evaluations, log Z, weights",
     "families": "every family on digits at equal training time; three families in one formula; a small model × a prior",
+    "across": "a flow × an autoregressive model × a classifier on principal components of digits, by SMC and HMC",
     "speed": "overhead of a guidance composite over the bare network, and of HMC over a hand-written loop",
     "energy": "energy models by persistent CD and NCE against a diffusion of equal size and training budget, in 2-D",
 }

@@ -7,6 +7,7 @@ multiply to one that is sharper than either, so that distance grows, and should.
 """
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from boltzmix.benchmarks import metrics
 from boltzmix.benchmarks.digits_families import FAMILIES, grey_levels
 from boltzmix.benchmarks.report import Report
-from boltzmix.benchmarks.runner import Settings
+from boltzmix.benchmarks.runner import Settings, run_sections
 from boltzmix.benchmarks.targets import Grid
 from boltzmix.compose.product import product
 from boltzmix.compose.sample import sample
@@ -32,6 +33,7 @@ from boltzmix.models.load import build, load
 from boltzmix.models.nets import CausalTransformer, LogitsMLP
 
 CLASSES = (3, 8)
+COMPONENTS = 10
 _SIDE = 2.5
 
 
@@ -109,6 +111,87 @@ def digits(report: Report, settings: Settings, folder: Path) -> None:
             else:
                 report.tell(task, f"seen as {k} by another classifier, {name}", right, note)
             report.point(task, f"{name}, class {k}", right=right, evaluations=draw.info.evaluations)
+
+
+def run(
+    out: str | Path | None = None,
+    quick: bool = False,
+    seeds: int | Sequence[int] = 3,
+    only: Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """The three families where weights can be trusted: on the leading principal components of digits."""
+    title = "A flow, an autoregressive model and a classifier in one formula, on principal components of digits"
+    sections = [("components", components)]
+    return run_sections("across", title, sections, out=out, quick=quick, seeds=seeds, only=only, progress=progress)
+
+
+def components(report: Report, settings: Settings) -> None:
+    """Flow prior × autoregressive likelihood × classifier over ten components; draws are put back into pixels."""
+    (train, label), (test, test_label) = data.digits("train"), data.digits("test")
+    centre = train.flatten(1).mean(0)
+    _, spread, axes = torch.linalg.svd(train.flatten(1) - centre, full_matrices=False)
+    axes, spread = axes[:COMPONENTS], spread[:COMPONENTS] / len(train) ** 0.5
+
+    def coded(images: Tensor) -> Tensor:
+        return (images.flatten(1) - centre) @ axes.mT / spread
+
+    x, held_out = coded(train), coded(test)
+    flow = _seeded(lambda: Flow((COMPONENTS,), "spline", transforms=2, hidden=(64,)))
+    net = {"length": COMPONENTS, "outputs": 15, "hidden": 32, "depth": 2, "heads": 4}
+    ordered = _seeded(lambda: Autoregressive(CausalTransformer(**net), (COMPONENTS,), continuous=True, corruption=0.2))
+    classifier = _seeded(lambda: Classifier(LogitsMLP(COMPONENTS, out=10, hidden=(64,)), (COMPONENTS,), 10, noise=0.2))
+    steps = settings.size(600, 10)
+    options = {"batch_size": 128, "lr": 2e-3, "ema": 0.99, "weight_decay": 0.3, "seed": 0, "progress": False}
+    for model, batch in ((flow, x), (ordered, x), (classifier, (x, label))):
+        fit(model, batch, steps=steps, **options)
+        model.eval()
+    judge, n = load("digits-classifier"), settings.size(2000, 100)
+    base = float((judge.predict(_pixels(held_out, centre, axes, spread)) == test_label).double().mean())
+    report.tell("components", "held-out digits that the judge recognises from their components", base)
+    for k in CLASSES:
+        formula = flow * ordered * classifier.given(label=k)
+        task, found, shares = f"flow × autoregressive × classifier, class {k}", [], []
+        for seed in settings.seeds:
+            draw = sample(formula, n, sampler=SMC(), seed=seed, progress=False)
+            assert isinstance(draw.x, Tensor)
+            assert draw.log_z is not None
+            assert draw.log_z_se is not None
+            found.append((draw.log_z, draw.log_z_se))
+            pictures = _pixels(draw.x, centre, axes, spread)
+            shares.append(float((judge.predict(pictures) == k).double().mean()))
+            report.point(
+                task, "SMC", seed=seed, log_z=draw.log_z, log_z_se=draw.log_z_se, right=shares[-1],
+                evaluations=draw.info.evaluations, distance=metrics.energy_distance(draw.x, held_out[test_label == k]),
+            )  # fmt: skip
+        start = flow.sample(n // 20, torch.Generator().manual_seed(k))
+        chains = sample(
+            formula, chains=n // 20, sampler=MCMC(warmup=400, draws=200), init=start, seed=0, progress=False
+        )
+        assert isinstance(chains.x, Tensor)
+        by_hmc = chains.x[:, 9::10].flatten(0, 1)
+        share = float((judge.predict(_pixels(by_hmc, centre, axes, spread)) == k).double().mean())
+        middle = statistics.fmean(z for z, _ in found)
+        apart = max(abs(z - middle) / se for z, se in found)
+        spent = statistics.fmean(p["evaluations"] for p in report.curves[task]["SMC"])
+        report.check(task, "log Z of seeds, farthest from their mean in standard errors", apart, "≤", 3.0)
+        report.tell(task, "seen as the class by the judge, SMC", statistics.fmean(shares), f"{spent:.0f} evaluations")
+        report.tell(
+            task, "seen as the class by the judge, HMC", share, f"{n // 20} chains started from the flow's draws"
+        )
+        gap = metrics.energy_distance(draw.x, by_hmc)
+        report.check(task, "energy distance of SMC's draws to HMC's", gap, "≤", 0.01, "0 where both are right")
+        difference = abs(share - statistics.fmean(shares))
+        report.check(task, "shares seen by SMC and by HMC, difference", difference, "≤", 0.05)
+        apart = metrics.energy_distance(draw.x, held_out[test_label == k])
+        report.tell(
+            task, "energy distance to held-out digits of the class", apart, "sharper than either density, so not 0"
+        )
+
+
+def _pixels(z: Tensor, centre: Tensor, axes: Tensor, spread: Tensor) -> Tensor:
+    """Components back to images, ``(N, 1, 8, 8)``."""
+    return (centre + (z * spread) @ axes).reshape(-1, 1, 8, 8)
 
 
 def _seeded(make: Any) -> Any:

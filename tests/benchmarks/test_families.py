@@ -11,7 +11,7 @@ from boltzmix.benchmarks import digits_families, metrics
 from boltzmix.benchmarks.digits_families import FAMILIES, Family, by_class, grey_levels
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
-from boltzmix.benchmarks.suites import adaptation, families
+from boltzmix.benchmarks.suites import across, adaptation, families
 from boltzmix.compose.box import Box
 from boltzmix.models import data
 from boltzmix.models.load import build
@@ -114,3 +114,12 @@ def test_the_page_shows_the_committed_run():
     assert found["summary"] in (root / "docs/models.md").read_text(encoding="utf-8")
     assert set(found["curves"]["digits"]) == set(FAMILIES)
     assert not found["quick"]
+
+
+def test_components_are_put_back_into_pixels():
+    """With all 64 axes nothing is lost."""
+    images = data.digits("test")[0][:20].double()
+    axes = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    centre, spread = images.flatten(1).mean(0), torch.linspace(0.5, 2, 64, dtype=torch.float64)
+    coded = (images.flatten(1) - centre) @ axes.mT / spread
+    assert torch.allclose(across._pixels(coded, centre, axes, spread), images)
