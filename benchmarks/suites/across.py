@@ -157,8 +157,9 @@ def components(report: Report, settings: Settings) -> None:
             assert isinstance(draw.x, Tensor)
             assert draw.log_z is not None
             assert draw.log_z_se is not None
+            by_smc = draw.x
             found.append((draw.log_z, draw.log_z_se))
-            pictures = _pixels(draw.x, centre, axes, spread)
+            pictures = _pixels(by_smc, centre, axes, spread)
             shares.append(float((judge.predict(pictures) == k).double().mean()))
             report.point(
                 task, "SMC", seed=seed, log_z=draw.log_z, log_z_se=draw.log_z_se, right=shares[-1],
@@ -179,11 +180,11 @@ def components(report: Report, settings: Settings) -> None:
         report.tell(
             task, "seen as the class by the judge, HMC", share, f"{n // 20} chains started from the flow's draws"
         )
-        gap = metrics.energy_distance(draw.x, by_hmc)
+        gap = metrics.energy_distance(by_smc, by_hmc)
         report.check(task, "energy distance of SMC's draws to HMC's", gap, "≤", 0.01, "0 where both are right")
         difference = abs(share - statistics.fmean(shares))
         report.check(task, "shares seen by SMC and by HMC, difference", difference, "≤", 0.05)
-        apart = metrics.energy_distance(draw.x, held_out[test_label == k])
+        apart = metrics.energy_distance(by_smc, held_out[test_label == k])
         report.tell(
             task, "energy distance to held-out digits of the class", apart, "sharper than either density, so not 0"
         )
