@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from boltzmix.compose.term import Evaluated, Term, score_from_energy
 from boltzmix.compose.variable import Variable
 from boltzmix.models.gaussian_base import GaussianBase
-from boltzmix.models.labels import Batch, Labelled
+from boltzmix.models.labels import Batch, Labelled, stacked_labels, tile
 from boltzmix.models.nets.embedding import NULL
 from boltzmix.models.objectives import Objective, make_objective
 
@@ -181,10 +181,8 @@ class EnergyModel(Labelled):
         self._match(x)
         views: Any = terms
         k, n = len(views), x.shape[0]
-        null = torch.full((n,), NULL, dtype=torch.long, device=x.device)
-        rows = [view._label_rows(n, x.device) for view in views]
-        label = torch.cat([null if row is None else row for row in rows])
-        tall = x.repeat(k, *[1] * (x.ndim - 1))
+        label = stacked_labels([view._label_rows(n, x.device) for view in views], n, x.device)
+        tall = tile(x, k)
         if not score:
             return [(e, None) for e in self.core(tall, label).chunk(k)]
         keep = torch.is_grad_enabled() and self._needs_graph(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 from boltzmix.models import data
 from boltzmix.models.fit import Data, FitResult, fit
 from boltzmix.models.load import build, save
+from boltzmix.models.training.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ def train(
     recipe, folder = RECIPES[name], Path(out)
     settings = {**recipe.settings, "seed": seed, **({} if steps is None else {"steps": steps})}
     source: Any = recipe.data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = build(recipe.spec)
+    model: Any = seeded(lambda: build(recipe.spec), seed)
     if hasattr(getattr(model, "core", None), "loc"):
         sample: Any = source(100_000, torch.Generator().manual_seed(seed)) if callable(source) else source[0]
         # Digits are centred at their mean image, toys at their mean.

@@ -31,6 +31,7 @@ from boltzmix.models.fit import fit
 from boltzmix.models.flow import Flow
 from boltzmix.models.load import build, load
 from boltzmix.models.nets import CausalTransformer, LogitsMLP
+from boltzmix.models.training.seeding import seeded
 
 CLASSES = (3, 8)
 COMPONENTS = 10
@@ -40,7 +41,7 @@ _SIDE = 2.5
 def plane(report: Report, settings: Settings) -> None:
     """The twin with a grid answer: flow of two moons × autoregressive ring × classifier of the moons."""
     steps = settings.size(1500, 20)
-    flow, ring, moons = (_seeded(make) for make in (_flow, _ring, _moons))
+    flow, ring, moons = (seeded(make, 0) for make in (_flow, _ring, _moons))
     fit(flow, data.two_moons, steps=steps, batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
     fit(ring, data.ring, steps=steps, batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
     fit(moons, _sides, steps=settings.size(500, 20), batch_size=512, lr=3e-3, ema=0.99, seed=0, progress=False)
@@ -80,7 +81,7 @@ def digits(report: Report, settings: Settings, folder: Path) -> None:
     task = "flow × autoregressive × classifier, digits"
     # Glow here keeps within the interval outside which the autoregressive model has no density.
     flow, ordered = (_family(name, folder, settings) for name in ("glow", "pixelcnn-reals"))
-    classifier = _seeded(Classifier)
+    classifier = seeded(Classifier, 0)
     stream = data.dequantised_digits("train")
     fit(
         classifier, stream, steps=settings.size(1000, 5), batch_size=128, lr=3e-3, ema=0.99, weight_decay=0.01, seed=0,
@@ -137,10 +138,14 @@ def components(report: Report, settings: Settings) -> None:
         return (images.flatten(1) - centre) @ axes.mT / spread
 
     x, held_out = coded(train), coded(test)
-    flow = _seeded(lambda: Flow((COMPONENTS,), "spline", transforms=2, hidden=(64,)))
+    flow = seeded(lambda: Flow((COMPONENTS,), "spline", transforms=2, hidden=(64,)), 0)
     net = {"length": COMPONENTS, "outputs": 15, "hidden": 32, "depth": 2, "heads": 4}
-    ordered = _seeded(lambda: Autoregressive(CausalTransformer(**net), (COMPONENTS,), continuous=True, corruption=0.2))
-    classifier = _seeded(lambda: Classifier(LogitsMLP(COMPONENTS, out=10, hidden=(64,)), (COMPONENTS,), 10, noise=0.2))
+    ordered = seeded(
+        lambda: Autoregressive(CausalTransformer(**net), (COMPONENTS,), continuous=True, corruption=0.2), 0
+    )
+    classifier = seeded(
+        lambda: Classifier(LogitsMLP(COMPONENTS, out=10, hidden=(64,)), (COMPONENTS,), 10, noise=0.2), 0
+    )
     steps = settings.size(600, 10)
     options = {"batch_size": 128, "lr": 2e-3, "ema": 0.99, "weight_decay": 0.3, "seed": 0, "progress": False}
     for model, batch in ((flow, x), (ordered, x), (classifier, (x, label))):
@@ -195,12 +200,6 @@ def _pixels(z: Tensor, centre: Tensor, axes: Tensor, spread: Tensor) -> Tensor:
     return (centre + (z * spread) @ axes).reshape(-1, 1, 8, 8)
 
 
-def _seeded(make: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make()
-
-
 def _flow() -> Flow:
     return Flow((2,), "spline", transforms=3, hidden=(64, 64))
 
@@ -225,6 +224,6 @@ def _family(name: str, folder: Path, settings: Settings) -> Any:
         return load(name, folder)
     except (ValueError, FileNotFoundError):
         family = FAMILIES[name]
-        model: Any = _seeded(lambda: build(family.spec))
+        model: Any = seeded(lambda: build(family.spec), 0)
         fit(model, family.data(), steps=settings.size(1500, 5), seed=0, progress=False, **family.fit)
         return model.eval()

@@ -25,6 +25,7 @@ from boltzmix.models.energy_diffusion import EnergyDiffusion
 from boltzmix.models.fit import fit
 from boltzmix.models.load import load
 from boltzmix.models.nets import UNet
+from boltzmix.models.training.seeding import seeded
 
 RARE = (3, 5, 8)
 FEW = 12
@@ -77,9 +78,8 @@ def _some(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _trained(x: Tensor, centre: Tensor, how: dict[str, Any], seed: int, settings: Settings) -> EnergyDiffusion:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = EnergyDiffusion(
+    model = seeded(
+        lambda: EnergyDiffusion(
             UNet(1, hidden=how["hidden"]),
             (1, 8, 8),
             sigma_data=0.55,
@@ -88,7 +88,9 @@ def _trained(x: Tensor, centre: Tensor, how: dict[str, Any], seed: int, settings
             noise=(-0.8, 1.3),
             level_weight=0.05,
             loc=centre,
-        )
+        ),
+        seed,
+    )
     steps = settings.size(how["steps"], 5)
     fit(
         model, x, steps=steps, batch_size=how["batch_size"], lr=2e-3, ema=how["ema"], seed=seed, progress=False

@@ -28,6 +28,7 @@ from boltzmix.models.energy_model import EnergyModel
 from boltzmix.models.fit import fit
 from boltzmix.models.nets import MLP, EnergyMLP
 from boltzmix.models.objectives import ContrastiveDivergence, NoiseContrastive
+from boltzmix.models.training.seeding import seeded
 
 TASKS = {"two_moons": "two moons", "grid": "25 Gaussians"}
 METHODS = {"diffusion": "score diffusion", "pcd": "persistent CD", "nce": "NCE"}
@@ -89,9 +90,7 @@ def size(model: torch.nn.Module) -> int:
 
 def train(method: str, name: str, seed: int, rows: int, hidden: int) -> tuple[Any, float]:
     """A trained model and the seconds spent."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(method, hidden)
+    model = seeded(lambda: build(method, hidden), seed)
     steps = max(1, rows // rows_per_step(method))
     decay = min(0.999, 1 - 6 / max(steps, 12))
     options: dict[str, Any] = {"steps": steps, "batch_size": _BATCH, "lr": RATES[method], "ema": decay, "seed": seed}

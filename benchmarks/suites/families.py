@@ -40,6 +40,7 @@ from boltzmix.compose.draw import write_atomically
 from boltzmix.models import data
 from boltzmix.models.fit import fit
 from boltzmix.models.load import build, load, save
+from boltzmix.models.training.seeding import seeded
 
 _COLUMNS = (
     ("family", "family"),
@@ -168,9 +169,7 @@ def _trained(name: str, family: Family, seed: int, budget: float, folder: Path, 
         return model
 
     def fresh() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made: Any = build(family.spec)
+        made: Any = seeded(lambda: build(family.spec), seed)
         if family.prepared:
             generator = torch.Generator().manual_seed(seed)
             made.prepare(source(8 * TRAINING_IMAGES, generator), generator)

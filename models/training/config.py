@@ -21,7 +21,7 @@ from boltzmix.models import data as sources
 from boltzmix.models.fit import FitResult, fit
 from boltzmix.models.load import build, nearest, save
 from boltzmix.models.training.batches import Data
-from boltzmix.models.training.seeding import derive
+from boltzmix.models.training.seeding import derive, seeded
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "configs"
 Config = dict[str, Any]
@@ -226,9 +226,7 @@ def run(config: Config, name: str, *, command: str = "", progress: bool | None =
     where, loc = model_section.pop("device", "auto"), model_section.pop("loc", None)
     seed = settings.get("seed", 0)
     data, transform = load_data(config["data"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: Any = build(model_section)
+    model: Any = seeded(lambda: build(model_section), seed)
     if loc is not None:
         _centre(model, loc, data, transform, seed)
     model.to(_device(where))

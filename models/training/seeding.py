@@ -6,9 +6,19 @@ a micro-batch is the same whichever process computes it.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
+
+Built = TypeVar("Built")
+
+
+def seeded(make: Callable[[], Built], seed: int) -> Built:
+    """``make()`` with its initial weights drawn from ``seed``; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 def derive(*parts: int | str) -> int:

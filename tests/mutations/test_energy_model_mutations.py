@@ -144,8 +144,8 @@ ROWS = [
     (
         "views share the first label",
         MODEL,
-        "rows = [view._label_rows(n, x.device) for view in views]",
-        "rows = [views[0]._label_rows(n, x.device) for view in views]",
+        "stacked_labels([view._label_rows(n, x.device) for view in views], n, x.device)",
+        "stacked_labels([views[0]._label_rows(n, x.device) for view in views], n, x.device)",
         several_labels_in_one_forward,
     ),
     ("the network sees raw units", MODEL, "(x - self.shift) / self.width", "x - self.shift", units_do_not_matter),
