@@ -67,6 +67,8 @@ class Draw:
         info: diagnostics.
         frames: states along the way when ``record=True`` was asked of the sampler.
         chains: whether x has a chain dimension.
+        stats: of chains, per draw ``(chains, draws)``: ``lp``, ``acceptance_rate``, ``diverging`` and, where the
+            kernel has them, ``energy`` and ``n_steps``.
     """
 
     x: State
@@ -76,6 +78,7 @@ class Draw:
     info: RunInfo
     frames: list[State] = field(default_factory=list)
     chains: bool = False
+    stats: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of draws."""

@@ -15,13 +15,19 @@ exceeds 100 + D: a step that is unstable would otherwise throw its chains to inf
 rewritten, clamped or zeroed.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from boltzmix.compose.errors import NonFinite
+from boltzmix.compose.kernels.mass import Mass, as_mass
+
+if TYPE_CHECKING:
+    from boltzmix.compose.adaptation.base import Adaptation
+
+StateLike = TypeVar("StateLike", bound="State")
 
 
 class Target(Protocol):
@@ -40,55 +46,105 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Positions with the energy and score that the next step needs; ``energy`` is NaN where unused."""
+    """Positions with the energy and score that the next step needs; ``energy`` is NaN where unused.
+
+    Kernels that carry more from step to step (a momentum, replicas) subclass it; every field is a tensor whose first
+    dimension is the chain.
+    """
 
     x: Tensor
     energy: Tensor
     score: Tensor
 
-    def select(self, rows: Tensor) -> "State":
+    def select(self, rows: Tensor) -> Self:
         """The state at an index or mask of rows."""
-        return State(self.x[rows], self.energy[rows], self.score[rows])
+        return replace(self, **{name: tensor[rows] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its fields by name: what a checkpoint holds."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def take(accepted: Tensor, proposal: StateLike, state: StateLike) -> StateLike:
+    """The proposal in rows that are accepted and the old state in the others; neither is changed."""
+    old = state.tensors()
+    return replace(
+        proposal,
+        **{
+            name: torch.where(accepted.reshape(-1, *([1] * (new.ndim - 1))), new, old[name])
+            for name, new in proposal.tensors().items()
+        },
+    )
 
 
 @dataclass(frozen=True)
 class Info:
-    """Per chain: acceptance probability, whether the proposal was taken, whether it diverged."""
+    """Per chain: acceptance probability, whether the proposal was taken, whether it diverged.
+
+    Attributes:
+        energy: the Hamiltonian, potential and kinetic, of the state and momentum that the transition ends with, for
+            E-BFMI; None for kernels without a momentum.
+        num_leapfrog: evaluations that each chain used, where chains differ.
+    """
 
     acceptance: Tensor
     accepted: Tensor
     divergent: Tensor
+    energy: Tensor | None = None
+    num_leapfrog: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Tune:
-    """What adaptation changes: step size, () or (N,), and inverse mass (D,), a variance for each coordinate."""
+    """What adaptation changes.
+
+    Args:
+        step_size: ε, () or (N,).
+        inverse_mass: C, variances (D,), a covariance (D, D), or a :class:`~boltzmix.compose.kernels.mass.Mass`.
+        length: of a trajectory, () or (N,), in the units of ε, for kernels whose trajectories are adapted.
+    """
 
     step_size: Tensor
-    inverse_mass: Tensor | None = None
-    scale: Tensor | None = field(init=False, default=None)
+    inverse_mass: Mass | Tensor | None = None
+    length: Tensor | None = None
+    mass: Mass | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check positivity and keep the square root of the inverse mass."""
-        if not bool((torch.isfinite(self.step_size) & (self.step_size > 0)).all()):
-            raise ValueError(f"step sizes are positive and finite, got {self.step_size.flatten()[:8].tolist()}")
-        if self.inverse_mass is not None:
-            if not bool((torch.isfinite(self.inverse_mass) & (self.inverse_mass > 0)).all()):
-                raise ValueError("the inverse mass holds positive finite variances")
-            object.__setattr__(self, "scale", self.inverse_mass.sqrt())
+        """Check positivity and factorise the inverse mass."""
+        for name, value in (("step sizes", self.step_size), ("trajectory lengths", self.length)):
+            if value is not None and not bool((torch.isfinite(value) & (value > 0)).all()):
+                raise ValueError(f"{name} are positive and finite, got {value.flatten()[:8].tolist()}")
+        object.__setattr__(self, "mass", as_mass(self.inverse_mass))
+
+    @property
+    def column(self) -> Tensor:
+        """The step size, shaped to multiply (N, D)."""
+        return self.step_size[:, None] if self.step_size.ndim else self.step_size
+
+    def push(self, velocity: Tensor) -> Tensor:
+        """F v: a velocity in whitened units as a direction of x; C = F Fᵀ is the inverse mass."""
+        return velocity if self.mass is None else self.mass.push(velocity)
+
+    def pull(self, score: Tensor) -> Tensor:
+        """Fᵀ s: a score of x in whitened units."""
+        return score if self.mass is None else self.mass.pull(score)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Randomness of one transition: normals (N, D), uniforms (N,) to accept, uniforms (N,) to jitter."""
+    """Randomness of one transition: normals (N, D), uniforms (N,) to accept, uniforms (N,) to jitter.
+
+    ``generator`` is where kernels that cannot know how much they need draw the rest as they go.
+    """
 
     normal: Tensor
     uniform: Tensor
     jitter: Tensor
+    generator: torch.Generator | None = None
 
     def __getitem__(self, step: int) -> "Noise":
         """One transition of a block drawn by :func:`draw_noise` with ``steps``."""
-        return Noise(self.normal[step], self.uniform[step], self.jitter[step])
+        return Noise(self.normal[step], self.uniform[step], self.jitter[step], self.generator)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None, steps: int | None = None) -> Noise:
@@ -96,7 +152,8 @@ def draw_noise(like: Tensor, generator: torch.Generator | None, steps: int | Non
     lead = () if steps is None else (steps,)
     options: dict[str, Any] = {"generator": generator, "dtype": like.dtype, "device": like.device}
     rows = (*lead, like.shape[0])
-    return Noise(torch.randn(*lead, *like.shape, **options), torch.rand(rows, **options), torch.rand(rows, **options))
+    normal = torch.randn(*lead, *like.shape, **options)
+    return Noise(normal, torch.rand(rows, **options), torch.rand(rows, **options), generator)
 
 
 @dataclass(frozen=True)
@@ -105,9 +162,12 @@ class Kernel:
 
     Args:
         step_size: a positive number, or None to have it adapted by the sampler.
+        inverse_mass: by keyword: variances (D,), a covariance (D, D) or a Mass, the scales of the target over its
+            flat coordinates; None has it adapted together with a step size of None, and is the identity otherwise.
     """
 
     step_size: float | None = None
+    inverse_mass: Mass | Tensor | None = field(default=None, kw_only=True)
 
     #: whether the kernel accepts or rejects with energies, so that it leaves the target invariant
     adjusted = True
@@ -126,9 +186,10 @@ class Kernel:
             raise ValueError(
                 f"{type(self).__name__} needs a positive finite step_size, got {self.step_size!r}; None has it adapted"
             )
+        object.__setattr__(self, "inverse_mass", as_mass(self.inverse_mass))
 
-    def init(self, target: Target, x: Tensor) -> State:
-        """Evaluate the start.
+    def init(self, target: Target, x: Tensor, generator: torch.Generator | None = None) -> State:
+        """Evaluate the start; ``generator`` is for kernels that carry random numbers from the start on.
 
         Raises:
             NonFinite: a start with an energy or score that is not finite.
@@ -152,15 +213,19 @@ class Kernel:
                 f"{len(bad)} of {x.shape[0]} starts have a non-finite energy or score, the first is row "
                 f"{int(bad[0])}: {x[bad[0]].flatten()[:6].tolist()}; start inside the support"
             )
-        return State(x, energy, score)
+        return self.attach(State(x, energy, score), generator)
+
+    def attach(self, state: State, generator: torch.Generator | None = None) -> State:
+        """A state with what the kernel carries besides positions, energies and scores (a fresh momentum, say)."""
+        return state
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One transition of every chain."""
         raise NotImplementedError
 
-    def noise(self, state: State, generator: torch.Generator | None = None) -> Noise:
-        """Fresh noise for one transition."""
-        return draw_noise(state.x, generator)
+    def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> Noise:
+        """Fresh noise for one transition, or for a block of ``steps``."""
+        return draw_noise(state.x, generator, steps)
 
     def tune(self, like: Tensor | None = None) -> Tune:
         """Tuning as given, without adaptation.
@@ -173,40 +238,45 @@ class Kernel:
                 f"{type(self).__name__} has no step_size: give one, e.g. {type(self).__name__}(step_size=0.1), "
                 "or let the sampler adapt it (adapt=True)"
             )
-        return Tune(torch.as_tensor(self.step_size, dtype=None if like is None else like.dtype))
+        return Tune(torch.as_tensor(self.step_size, dtype=None if like is None else like.dtype), self.inverse_mass)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether something is left to adapt."""
+        return self.step_size is None
+
+    def adaptation(self) -> "Adaptation":
+        """What a warm-up adapts by default where ``step_size`` is None."""
+        from boltzmix.compose.adaptation.windows import Windows
+
+        return Windows()
+
+    def tuned(self, tune: Tune) -> Self:
+        """The kernel with a tuning as its hyper-parameters; step sizes of several chains become their median."""
+        return replace(self, step_size=float(tune.step_size.median()), inverse_mass=tune.mass)
 
     def initial_step_size(self, dim: int) -> float:
         """A first guess for unit-variance targets in ``dim`` dimensions."""
         return dim**-0.25
 
 
-def metropolis(state: State, proposal: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Info]:
+def metropolis(state: StateLike, proposal: StateLike, log_ratio: Tensor, uniform: Tensor) -> tuple[StateLike, Info]:
     """Accept per chain with probability min(1, exp(log_ratio)), under the rules for non-finite values."""
     finite = torch.isfinite(proposal.energy) & torch.isfinite(proposal.score).all(-1)
     accepted = finite & (uniform.log() < log_ratio)
     divergent = ~(finite | (proposal.energy == torch.inf))
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
-    column = accepted[:, None]
-    chosen = State(
-        torch.where(column, proposal.x, state.x),
-        torch.where(accepted, proposal.energy, state.energy),
-        torch.where(column, proposal.score, state.score),
-    )
+    chosen = take(accepted, proposal, state)
     return chosen, Info(torch.nan_to_num(probability), accepted, divergent)
 
 
-def take_stable(state: State, proposal: State, log_ratio: Tensor) -> tuple[State, Info]:
+def take_stable(state: StateLike, proposal: StateLike, log_ratio: Tensor) -> tuple[StateLike, Info]:
     """Unadjusted kernels take every finite proposal of a stable trajectory; the others count as divergences.
 
     ``log_ratio`` is what a Metropolis test would compare; its exponential, at most 1, is the acceptance reported.
     """
     good = torch.isfinite(proposal.score).all(-1) & torch.isfinite(proposal.x).all(-1)
     good = good & (log_ratio > -100.0 - state.x.shape[1])
-    column = good[:, None]
-    chosen = State(
-        torch.where(column, proposal.x, state.x),
-        proposal.energy,
-        torch.where(column, proposal.score, state.score),
-    )
+    chosen = take(good, proposal, state)
     rate = torch.where(good, log_ratio.clamp(max=0.0).exp(), 0.0)
     return chosen, Info(rate, good, ~good)

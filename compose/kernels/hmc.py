@@ -1,12 +1,13 @@
-r"""Hamiltonian Monte Carlo with a leapfrog integrator and a diagonal mass.
+r"""Hamiltonian Monte Carlo with a leapfrog integrator.
 
-With velocities in whitened units, :math:`v \sim N(0, I)` and :math:`a = \epsilon \sqrt{C}` for the inverse
-mass C, one leapfrog is :math:`v \mathrel{+}= \tfrac{a}{2} s(x)`, :math:`x \mathrel{+}= a v`,
-:math:`v \mathrel{+}= \tfrac{a}{2} s(x)`. The score is cached between steps: L leapfrogs cost L evaluations.
+With velocities in whitened units, :math:`v \sim N(0, I)`, and an inverse mass :math:`C = F F^T`, one leapfrog is
+:math:`v \mathrel{+}= \tfrac{\epsilon}{2} F^T s(x)`, :math:`x \mathrel{+}= \epsilon F v`,
+:math:`v \mathrel{+}= \tfrac{\epsilon}{2} F^T s(x)`. The score is cached between steps: L leapfrogs cost L evaluations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
@@ -39,17 +40,18 @@ class HMC(Kernel):
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
-        move = _move(tune, noise, self.jitter)
-        half = 0.5 * move
-        x, velocity = state.x, noise.normal + half * state.score
+        step = _jittered(tune, noise, self.jitter)
+        x, velocity = state.x, noise.normal + 0.5 * step * tune.pull(state.score)
         for _ in range(self.num_leapfrog - 1):
-            x = x + move * velocity
-            velocity = velocity + move * target.score(x)
-        x = x + move * velocity
+            x = x + step * tune.push(velocity)
+            velocity = velocity + step * tune.pull(target.score(x))
+        x = x + step * tune.push(velocity)
         energy, score = target.energy_and_score(x)
-        velocity = velocity + half * score
-        kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
-        return metropolis(state, State(x, energy, score), state.energy - energy + kinetic, noise.uniform)
+        velocity = velocity + 0.5 * step * tune.pull(score)
+        before = state.energy + 0.5 * (noise.normal * noise.normal).sum(-1)
+        after = energy + 0.5 * (velocity * velocity).sum(-1)
+        state, info = metropolis(state, State(x, energy, score), before - after, noise.uniform)
+        return state, replace(info, energy=torch.where(info.accepted, after, before))
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,20 @@ class UHMC(HMC):
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
-        move = _move(tune, noise, self.jitter)
-        half = 0.5 * move
+        step = _jittered(tune, noise, self.jitter)
         x, velocity, score = state.x, noise.normal, state.score
         work: Tensor | float = 0.0
         for _ in range(self.num_leapfrog):
-            velocity = velocity + half * score
-            shift = move * velocity
+            velocity = velocity + 0.5 * step * tune.pull(score)
+            shift = step * tune.push(velocity)
             x, before = x + shift, score
             score = target.score(x)
             work = work + (0.5 * (before + score) * shift).sum(-1)
-            velocity = velocity + half * score
+            velocity = velocity + 0.5 * step * tune.pull(score)
         kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
         return take_stable(state, State(x, state.energy, score), work + kinetic)
 
 
-def _move(tune: Tune, noise: Noise, jitter: bool) -> Tensor:
-    """ε √C, per chain when jittered, shaped to multiply (N, D)."""
-    step = tune.step_size
-    if jitter:
-        step = step * (0.8 + 0.4 * noise.jitter)
-    if step.ndim:
-        step = step[:, None]
-    return step if tune.scale is None else step * tune.scale
+def _jittered(tune: Tune, noise: Noise, jitter: bool) -> Tensor:
+    """ε, per chain when jittered, shaped to multiply (N, D)."""
+    return tune.column * (0.8 + 0.4 * noise.jitter)[:, None] if jitter else tune.column

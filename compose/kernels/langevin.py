@@ -1,4 +1,4 @@
-r"""Langevin kernels: :math:`x' = x + h C s(x) + \sqrt{2 h C}\, \xi` with step size h and inverse mass C."""
+r"""Langevin kernels: :math:`x' = x + h C s(x) + \sqrt{2 h}\, F \xi` with step size h and inverse mass C = F Fᵀ."""
 
 from dataclasses import dataclass
 
@@ -23,12 +23,11 @@ class ULA(Kernel):
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One move of every chain; one evaluation."""
-        x, drift, spread = _propose(state, tune, noise)
+        x, move = _propose(state, tune, noise)
         score = target.score(x)
         # what a Metropolis test would say, with the energy change integrated along the segment
         change = 0.5 * ((state.score + score) * (x - state.x)).sum(-1)
-        back = (state.x - x - drift * score) / spread
-        log_ratio = change + 0.5 * ((noise.normal**2).sum(-1) - (back * back).sum(-1))
+        log_ratio = change + _reverse_ratio(move, score, tune, noise)
         return take_stable(state, State(x, state.energy, score), log_ratio)
 
     def initial_step_size(self, dim: int) -> float:
@@ -50,10 +49,9 @@ class MALA(Kernel):
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One move of every chain; one evaluation."""
-        x, drift, spread = _propose(state, tune, noise)
+        x, move = _propose(state, tune, noise)
         energy, score = target.energy_and_score(x)
-        back = (state.x - x - drift * score) / spread
-        log_ratio = state.energy - energy + 0.5 * ((noise.normal**2).sum(-1) - (back * back).sum(-1))
+        log_ratio = state.energy - energy + _reverse_ratio(move, score, tune, noise)
         return metropolis(state, State(x, energy, score), log_ratio, noise.uniform)
 
     def initial_step_size(self, dim: int) -> float:
@@ -61,9 +59,13 @@ class MALA(Kernel):
         return 0.8 * dim ** (-1 / 3)
 
 
-def _propose(state: State, tune: Tune, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """The proposal, h C and √(2hC)."""
-    step = tune.step_size[:, None] if tune.step_size.ndim else tune.step_size
-    drift = step if tune.inverse_mass is None else step * tune.inverse_mass
-    spread = (2 * drift).sqrt()
-    return state.x + drift * state.score + spread * noise.normal, drift, spread
+def _propose(state: State, tune: Tune, noise: Noise) -> tuple[Tensor, Tensor]:
+    """The proposal, and its move in whitened units, √(2h) ξ + h Fᵀ s."""
+    move = (2 * tune.column).sqrt() * noise.normal + tune.column * tune.pull(state.score)
+    return state.x + tune.push(move), move
+
+
+def _reverse_ratio(move: Tensor, score: Tensor, tune: Tune, noise: Noise) -> Tensor:
+    """log q(x | y) − log q(y | x), from the noise that the reverse move would have drawn."""
+    back = (move + tune.column * tune.pull(score)) / (2 * tune.column).sqrt()
+    return 0.5 * ((noise.normal**2).sum(-1) - (back * back).sum(-1))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.errors import NonFinite, NotNormalizable
-from boltzmix.compose.kernels.base import Kernel, State, Tune, draw_noise
+from boltzmix.compose.kernels.base import Kernel, State, Tune
 from boltzmix.compose.samplers.particles import Cloud
 from boltzmix.compose.samplers.path import NoisePath, Path, Point, strengths
 
@@ -155,20 +155,19 @@ def move(
 
     The inverse mass is the cloud's variance, times ``shrink`` where the cloud has not followed its density yet.
     """
-    mass = _variance(run.point.x, run.cloud.weights)
-    if shrink is not None:
-        mass = mass * shrink
+    mass = plan.kernel.inverse_mass
+    if mass is None and plan.kernel.step_size is None:
+        mass = _variance(run.point.x, run.cloud.weights)
+        mass = mass if shrink is None else mass * shrink
     target = path.target(run.u)
     rates, divergences = [], 0
     if plan.step_sizes is not None:
         run.step_size = plan.step_sizes(path.describe(run.u))
     for _ in range(steps):
-        tune = Tune(
-            torch.as_tensor(run.step_size, dtype=run.point.x.dtype), mass if plan.kernel.step_size is None else None
-        )
+        tune = Tune(torch.as_tensor(run.step_size, dtype=run.point.x.dtype), mass)
         before = run.point
-        state = State(before.x, before.energy, before.score)
-        state, info = plan.kernel.step(target, state, tune, draw_noise(before.x, generator))
+        state = plan.kernel.attach(State(before.x, before.energy, before.score), generator)
+        state, info = plan.kernel.step(target, state, tune, plan.kernel.noise(state, generator))
         run.point = path.after(before, state.x, state.energy, state.score, info.accepted)
         rates.append(float(info.acceptance.mean()))
         divergences += int(info.divergent.sum())

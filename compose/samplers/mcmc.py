@@ -1,31 +1,30 @@
-r"""Chains of a Markov kernel on a static target, with dual averaging of the step size.
+"""Chains of a Markov kernel on a static target: warm-up that adapts, then draws."""
 
-Warm-up follows Hoffman and Gelman (2014), *The No-U-Turn sampler*: the log step size of each chain moves
-so that its mean acceptance reaches the kernel's target. In the first half of the warm-up every chain has a
-step size of its own, so that one in the tails does not hold back the others; then they share the median
-as a new start, and the average over chains adapts it.
-"""
-
-import math
+import os
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boltzmix.compose.adaptation.base import Adaptation, Tuner
 from boltzmix.compose.diagnostics import ess, rhat
 from boltzmix.compose.draw import Draw
-from boltzmix.compose.errors import NonFinite, SamplingWarning
+from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.flat import FlatTarget, FlatView, require_energy
-from boltzmix.compose.kernels.base import Kernel, State, Tune, draw_noise
+from boltzmix.compose.kernels.base import Info, Kernel, State
 from boltzmix.compose.kernels.hmc import HMC
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, new_info
+from boltzmix.compose.samplers.chain_starts import chain_starts
 from boltzmix.compose.samplers.smc import check_kernel
+from boltzmix.compose.samplers.store import Store
 from boltzmix.compose.variable import first_tensor, map_state
 
-_BLOCK = 64
+_BLOCK = 64  # transitions whose noise is drawn at once
+_NUMBERS = 2**23  # and how many numbers that may be
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,23 @@ class MCMC(Sampler):
     """Independent chains of one kernel; the draw is ``(chains, draws, *event)``.
 
     Args:
-        kernel: None is HMC() with an adapted step size.
+        kernel: None is HMC() with an adapted step size and mass.
         warmup: transitions that adapt and are thrown away; ``"auto"`` is 500 when something is adapted,
             otherwise 0.
         draws: transitions kept for each chain.
-        adapt: False runs the kernel exactly as given.
+        adapt: True adapts what the kernel leaves open, in the way that suits it; an adaptation such as
+            ``Windows(mass="dense")`` chooses the way; False runs the kernel exactly as given.
         thin: keep every ``thin``-th transition.
+        out: a folder in which draws are written as they come, one ``.npy`` for each variable and statistic, instead
+            of being held in memory; the draw's tensors are views of these files.
     """
 
     kernel: Kernel | None = None
     warmup: int | str = "auto"
     draws: int = 1000
-    adapt: bool = True
+    adapt: bool | Adaptation = True
     thin: int = 1
+    out: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -56,12 +59,14 @@ class MCMC(Sampler):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"MCMC's {name} is an int >= {least}, got {value!r}")
-        if not self.adapt and self.kernel is not None and self.kernel.step_size is None:
+        if not isinstance(self.adapt, (bool, Adaptation)):
+            raise TypeError(f"MCMC's adapt is True, False or an adaptation such as Windows(), got {self.adapt!r}")
+        if self.adapt is False and self.kernel is not None and self.kernel.adapts:
             raise ValueError(
                 f"adapt=False runs {type(self.kernel).__name__} exactly as given, and it has no step_size; "
                 f"write {type(self.kernel).__name__}(step_size=…)"
             )
-        if not self.adapt and self.kernel is None:
+        if self.adapt is False and self.kernel is None:
             raise ValueError("adapt=False needs a kernel with a step size, e.g. MCMC(HMC(step_size=0.1), adapt=False)")
 
     def run(self, request: Request) -> Draw:
@@ -72,97 +77,58 @@ class MCMC(Sampler):
         if kernel.adjusted:
             require_energy(view, f"{type(kernel).__name__}()")
         target = view.at(None)
-        adapts = self.adapt and kernel.step_size is None
+        adapts = self.adapt is not False and kernel.adapts
         warmup = (500 if adapts else 0) if self.warmup == "auto" else int(self.warmup)
         if adapts and warmup == 0:
             raise ValueError("a step size of None is adapted during warm-up, and warmup=0 leaves no time for it")
-        total = warmup + self.draws * self.thin
-        run = self._begin(view, target, kernel, request, warmup, adapts)
-        store = None
+        checkpoint = None
         if request.checkpoint is not None:
-            store = Checkpoint(request.checkpoint, request.fingerprint(self, view))
-            run.restore(store.load(), request.generator, view)
-        if run.state is None:
-            run.state = kernel.init(target, self._starts(view, target, request))
+            checkpoint = Checkpoint(request.checkpoint, request.fingerprint(self, view))
+        saved = None if checkpoint is None else checkpoint.load()
+        state = kernel.init(target, chain_starts(view, target, request), request.generator)
+        run = _Run(self, kernel, target, state, warmup if adapts else 0, request)
+        if saved is not None:
+            run.restore(*saved, view, warmup)
+        total = warmup + self.draws * self.thin
+        longest = max(1, min(_BLOCK, _NUMBERS // max(state.x.numel(), 1)))
         bar = Progress(f"MCMC({type(kernel).__name__})", request.progress)
         try:
             while run.step < total:
-                steps = min(_BLOCK, (warmup if run.step < warmup else total) - run.step)
-                noise = draw_noise(run.state.x, request.generator, steps)
+                warming = run.step < warmup
+                steps = min(longest, (warmup if warming else total) - run.step)
+                noise = kernel.noise(run.state, request.generator, steps)
                 for k in range(steps):
-                    run.state, info = kernel.step(target, run.state, run.tune(), noise[k])
-                    if run.step < warmup:
-                        run.adapt(info.acceptance)
-                    else:
-                        run.acceptance += float(info.acceptance.mean())
-                        run.divergences += int(info.divergent.sum())
-                        if (run.step - warmup) % self.thin == self.thin - 1:
-                            run.kept[:, (run.step - warmup) // self.thin] = run.state.x
-                    run.step += 1
-                bar(run.step / total, f"{run.divergences} divergences")
-                if store is not None:
-                    store.save(lambda: run.snapshot(request.generator, view))
+                    run.transition(noise[k], warming)
+                run.write(view)
+                if warming and run.step == warmup:
+                    run.settle(view)
+                bar(run.step / total, f"{'warm-up, ' if warming else ''}{run.divergences} divergences")
+                if checkpoint is not None:
+                    checkpoint.save(lambda: run.snapshot(view))
         finally:
             bar.close()
-        return self._finish(request, view, run, clock)
+        run.store.close()
+        return self._finish(request, view, run, warmup, clock)
 
-    def _begin(
-        self, view: FlatView, target: FlatTarget, kernel: Kernel, request: Request, warmup: int, adapts: bool
-    ) -> "_Run":
-        kept = torch.full((request.n, self.draws, view.dim), torch.nan, dtype=view.dtype, device=view.device)
-        guess = kernel.step_size or 0.1 * kernel.initial_step_size(view.dim)
-        steps = torch.full((request.n,), guess, dtype=view.dtype, device=view.device)
-        return _Run(kept, steps, kernel.target_acceptance, warmup, adapts)
-
-    def _starts(self, view: FlatView, target: FlatTarget, request: Request) -> Tensor:
-        """The caller's starts, or for each chain the best of 32 draws uniform in (−2, 2)."""
-        if request.init is not None:
-            init = request.init
-            if not isinstance(init, (Tensor, dict)):
-                raise TypeError(f"init is a state (chains, *event) for MCMC, got {type(init).__name__}")
-            request.term._check(init, None)
-            x = view.ravel(init).to(view.device)
-            if x.shape[0] != request.n:
-                raise ValueError(f"init holds {x.shape[0]} starts and chains={request.n}; one start for each chain")
-            if x.dtype != view.dtype:
-                raise TypeError(f"init is {x.dtype} and the target {view.dtype}; convert it, or pass dtype={x.dtype}")
-            return x
-        tries = 32
-        box = torch.rand(request.n * tries, view.dim, generator=request.generator, dtype=view.dtype, device=view.device)
-        x = 4.0 * box - 2.0
-        if not target.has_energy:
-            return x[: request.n]
-        if view.per_row:  # a Clamp's conditions belong to their rows
-            columns = [target.energy_and_score(part) for part in x.reshape(request.n, tries, -1).unbind(1)]
-            energy = torch.stack([e for e, _ in columns], 1).flatten()
-            score = torch.stack([s for _, s in columns], 1).flatten(0, 1)
-        else:
-            energy, score = target.energy_and_score(x)
-        usable = torch.isfinite(energy) & torch.isfinite(score).all(1)
-        if not bool(usable.any()):
-            raise NonFinite(
-                f"none of {len(x)} starts in (-2, 2)^{view.dim} has a finite energy and score; pass init= with "
-                "starts inside the support"
-            )
-        ranked = torch.where(usable, energy, torch.inf).reshape(request.n, tries)
-        best = ranked.argmin(1) + tries * torch.arange(request.n, device=x.device)
-        rows = torch.where(usable[best], best, usable.nonzero()[0, 0])
-        return x[rows]
-
-    def _finish(self, request: Request, view: FlatView, run: "_Run", clock: float) -> Draw:
-        total = self.draws * self.thin
+    def _finish(self, request: Request, view: FlatView, run: "_Run", warmup: int, clock: float) -> Draw:
         info = new_info(self, request)
-        info.acceptance = run.acceptance / total
+        total = self.draws * self.thin
+        info.acceptance = float(run.acceptance.mean()) / total
         info.divergences = run.divergences
-        info.step_size = float(run.step_size.mean())
+        info.step_size = float(run.tune.step_size.mean())
         info.evaluations = view.counter.rows / request.n
         info.network_rows = view.counter.network_rows / request.n
-        info.extra["warmup"] = run.warmup
+        info.extra["warmup"] = warmup
+        info.extra["warmup_evaluations"] = run.warmup_rows / request.n
+        if run.energies.count:
+            info.extra["bfmi"] = run.energies.bfmi().tolist()
+        x, stats = run.draws(view)
         if self.draws >= 4:
-            info.ess = float(ess(run.kept).min())  # NaN when a coordinate never moved
-            worst = float(rhat(run.kept).max())
+            flat = torch.cat([t.flatten(2) for t in ([x] if isinstance(x, Tensor) else x.values())], 2)
+            info.ess = float(ess(flat).min())  # NaN when a coordinate never moved
+            worst = float(rhat(flat).max())
             info.extra["rhat"] = worst
-            still = int((run.kept == run.kept[:, :1]).flatten(1).all(1).sum())
+            still = int((flat == flat[:, :1]).flatten(1).all(1).sum())
             if still:
                 warnings.warn(
                     f"MCMC: {still} of {request.n} chains never moved (mean acceptance {info.acceptance:.2g}), so "
@@ -184,85 +150,162 @@ class MCMC(Sampler):
                 SamplingWarning,
                 stacklevel=4,
             )
-        flat = run.kept.flatten(0, 1)
-        shape = (request.n, self.draws)
-        if view.per_row:
-            flat = run.kept.transpose(0, 1)
-            state = [view.unravel(f) for f in flat]
-            x: Any = map_state(lambda *s: torch.stack(s, 1), state[0], *state[1:])
-        else:
-            x = map_state(lambda t: t.reshape(*shape, *t.shape[1:]), view.unravel(flat))
         info.seconds = time.perf_counter() - clock
-        weights = torch.zeros(shape, dtype=first_tensor(x).dtype, device=first_tensor(x).device)
-        return Draw(x, weights, None, None, info, chains=True)
+        like = first_tensor(x)
+        weights = torch.zeros((request.n, self.draws), dtype=torch.get_default_dtype(), device=like.device)
+        weights = weights.to(like) if like.is_floating_point() else weights
+        return Draw(x, weights, None, None, info, chains=True, stats=stats)
 
 
 class _Run:
-    """Where the chains stand, and the dual averages."""
+    """Where the chains stand, what adapts them, and what they have left behind."""
 
-    def __init__(self, kept: Tensor, step_size: Tensor, goal: float, warmup: int, adapts: bool) -> None:
-        self.kept, self.step_size, self.goal, self.warmup, self.adapts = kept, step_size, goal, warmup, adapts
-        self.state: State | None = None
-        self.step, self.divergences, self.acceptance = 0, 0, 0.0
-        self._tune: Tune | None = None
-        self._restart()
+    def __init__(
+        self, sampler: MCMC, kernel: Kernel, target: FlatTarget, state: State, warmup: int, request: Request
+    ) -> None:
+        self.kernel, self.target, self.state, self.generator = kernel, target, state, request.generator
+        self.thin, self.step, self.kept = sampler.thin, 0, 0
+        self.tuner: Tuner | None = None
+        if warmup:
+            adaptation = sampler.adapt if isinstance(sampler.adapt, Adaptation) else kernel.adaptation()
+            self.tuner = adaptation.begin(kernel, target, state, warmup, request.generator)
+        self.tune = kernel.tune(state.x) if self.tuner is None else self.tuner.tune
+        self.divergences, self.warmup_rows = 0, 0
+        self.acceptance = torch.zeros(len(state.x), dtype=torch.float64, device=state.x.device)
+        self.energies = Energies()
+        self.diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
+        self.block: list[dict[str, Tensor]] = []
+        self.store = Store(len(state.x), sampler.draws, None if sampler.out is None else Path(sampler.out))
 
-    def _restart(self) -> None:
-        self.centre = (10 * self.step_size).log()
-        self.error = torch.zeros_like(self.step_size)
-        self.average = self.step_size.log()
-        self.count = 0
-
-    def tune(self) -> Tune:
-        if self._tune is None:
-            self._tune = Tune(self.step_size)
-        return self._tune
-
-    def adapt(self, acceptance: Tensor) -> None:
-        """Dual averaging with the constants of Hoffman and Gelman (γ = 0.05, t₀ = 10, κ = 0.75)."""
-        if not self.adapts:
+    def transition(self, noise: Any, warming: bool) -> None:
+        """One step of every chain; of those after the warm-up, every ``thin``-th is kept."""
+        before = self.state
+        self.state, info = self.kernel.step(self.target, before, self.tune, noise)
+        self.step += 1
+        if warming:
+            if self.tuner is not None:
+                self.tuner.update(before, self.state, info)
+                self.tune = self.tuner.tune
             return
-        shared = self.step >= self.warmup // 2
-        if self.step == self.warmup // 2:
-            self.step_size = torch.full_like(self.step_size, float(self.average.exp().median()))
-            self._restart()
-        if shared:
-            acceptance = acceptance.mean().expand_as(acceptance)
-        self.count += 1
-        t = self.count
-        self.error = self.error + (self.goal - acceptance - self.error) / (t + 10)
-        log_step = self.centre - math.sqrt(t) / 0.05 * self.error
-        weight = t**-0.75
-        self.average = weight * log_step + (1 - weight) * self.average
-        last = self.step == self.warmup - 1
-        self.step_size = (self.average if last else log_step).exp()
-        self._tune = None
+        self.acceptance += info.acceptance
+        self.divergences += int(info.divergent.sum())
+        self.diverging = self.diverging | info.divergent
+        if info.energy is not None:
+            self.energies.update(info.energy)
+        self.kept += 1
+        if self.kept % self.thin == 0:
+            self.block.append({"x": self.state.x, **_statistics(self.state, info, self.diverging)})
+            self.diverging = torch.zeros_like(self.diverging)
 
-    def snapshot(self, generator: torch.Generator, view: FlatView) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        assert self.state is not None
-        tensors = {
-            "x": self.state.x, "energy": self.state.energy, "score": self.state.score, "kept": self.kept,
-            "step_size": self.step_size, "centre": self.centre, "error": self.error, "average": self.average,
-            "generator": generator.get_state(),
+    def write(self, view: FlatView) -> None:
+        """Hand the draws of a block to the store, in the shapes of the target."""
+        if not self.block:
+            return
+        at = self.kept // self.thin - len(self.block)
+        columns = {name: torch.stack([d[name] for d in self.block], 1) for name in self.block[0]}
+        flat = columns.pop("x")
+        if view.per_row:  # conditions belong to their rows
+            states = [view.unravel(d["x"]) for d in self.block]
+            x = map_state(lambda *s: torch.stack(s, 1), states[0], *states[1:])
+        else:
+            x = map_state(lambda t: t.reshape(*flat.shape[:2], *t.shape[1:]), view.unravel(flat.flatten(0, 1)))
+        named = {"draws": x} if isinstance(x, Tensor) else {f"draws.{name}": t for name, t in x.items()}
+        self.store.write(at, named | {f"stats.{name}": t for name, t in columns.items()})
+        self.block = []
+
+    def settle(self, view: FlatView) -> None:
+        """Keep the tuning that the warm-up has found."""
+        if self.tuner is not None:
+            self.tune = self.tuner.finish()
+        self.warmup_rows = view.counter.rows
+
+    def draws(self, view: FlatView) -> tuple[Any, dict[str, Tensor]]:
+        """Everything that was kept."""
+        found = self.store.tensors
+        stats = {name.removeprefix("stats."): t for name, t in found.items() if name.startswith("stats.")}
+        if view.names is None:
+            return found["draws"], stats
+        return {name: found[f"draws.{name}"] for name in view.names}, stats
+
+    def snapshot(self, view: FlatView) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that resuming needs."""
+        tensors = {f"state/{k}": v for k, v in self.state.tensors().items()}
+        tensors |= {f"store/{k}": v for k, v in self.store.snapshot(self.kept // self.thin).items()}
+        tensors |= {f"energies/{k}": v for k, v in self.energies.tensors().items()}
+        tensors |= {
+            "generator": self.generator.get_state(), "acceptance": self.acceptance, "diverging": self.diverging,
         }  # fmt: skip
-        state = {
-            "step": self.step, "count": self.count, "divergences": self.divergences, "acceptance": self.acceptance,
+        record: dict[str, Any] = {
+            "step": self.step, "kept": self.kept, "divergences": self.divergences, "warmup_rows": self.warmup_rows,
+            "energies": self.energies.count, "names": list(self.store.tensors),
             "rows": view.counter.rows, "network_rows": view.counter.network_rows,
         }  # fmt: skip
-        return tensors, state
+        if self.tuner is not None:
+            learned, record["tuner"] = self.tuner.snapshot()
+            tensors |= {f"tuner/{k}": v for k, v in learned.items()}
+        return tensors, record
 
-    def restore(
-        self, saved: tuple[dict[str, Tensor], dict[str, Any]] | None, generator: torch.Generator, view: FlatView
-    ) -> None:
-        if saved is None:
-            return
-        tensors, state = saved
-        generator.set_state(tensors.pop("generator"))
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], view: FlatView, warmup: int) -> None:
+        """Take up a snapshot."""
+        self.generator.set_state(tensors.pop("generator"))
         tensors = {k: v.to(view.device) for k, v in tensors.items()}
-        self.state = State(tensors["x"], tensors["energy"], tensors["score"])
-        self.kept, self.step_size = tensors["kept"], tensors["step_size"]
-        self.centre, self.error, self.average = tensors["centre"], tensors["error"], tensors["average"]
-        self.step, self.count = state["step"], state["count"]
-        self.divergences, self.acceptance = state["divergences"], state["acceptance"]
-        view.counter.rows, view.counter.network_rows = state["rows"], state["network_rows"]
-        self._tune = None
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.state = replace(self.state, **part("state/"))
+        self.acceptance, self.diverging = tensors["acceptance"], tensors["diverging"]
+        self.step, self.kept, self.divergences = record["step"], record["kept"], record["divergences"]
+        self.warmup_rows = record["warmup_rows"]
+        self.energies.restore(part("energies/"), record["energies"])
+        self.store.restore(part("store/"), record["names"])
+        if self.tuner is not None:
+            self.tuner.restore(part("tuner/"), record["tuner"])
+            self.tune = self.tuner.finish() if self.step >= warmup else self.tuner.tune
+        view.counter.rows, view.counter.network_rows = record["rows"], record["network_rows"]
+
+
+def _statistics(state: State, info: Info, diverging: Tensor) -> dict[str, Tensor]:
+    """What is kept of a transition besides its state, by ArviZ's names."""
+    found = {"acceptance_rate": info.acceptance, "diverging": diverging, "lp": -state.energy}
+    if info.energy is not None:
+        found["energy"] = info.energy
+    if info.num_leapfrog is not None:
+        found["n_steps"] = info.num_leapfrog
+    return found
+
+
+class Energies:
+    r"""Running energies of chains, for E-BFMI: :math:`\sum_n (H_n - H_{n-1})^2 / \sum_n (H_n - \bar H)^2`."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.count = 0
+        self.last = self.mean = self.second = self.jumps = torch.zeros(0)
+
+    def update(self, energy: Tensor) -> None:
+        """Add the energies of one transition, ``(N,)``."""
+        energy = energy.double()
+        if not self.count:
+            self.last, self.mean = energy, torch.zeros_like(energy)
+            self.second, self.jumps = torch.zeros_like(energy), torch.zeros_like(energy)
+        self.count += 1
+        self.jumps = self.jumps + (energy - self.last) ** 2
+        shift = energy - self.mean
+        self.mean = self.mean + shift / self.count
+        self.second = self.second + shift * (energy - self.mean)
+        self.last = energy
+
+    def bfmi(self) -> Tensor:
+        """E-BFMI of each chain (Betancourt, 2016), as ArviZ normalises it: by n transitions."""
+        return (self.jumps / self.count) / (self.second / self.count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        return {"last": self.last, "mean": self.mean, "second": self.second, "jumps": self.jumps}
+
+    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Take up a snapshot."""
+        self.count = count
+        self.last, self.mean = tensors["last"], tensors["mean"]
+        self.second, self.jumps = tensors["second"], tensors["jumps"]

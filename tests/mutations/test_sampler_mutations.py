@@ -16,6 +16,7 @@ KERNEL, HMC_, LANGEVIN = (f"boltzmix.compose.kernels.{m}" for m in ("base", "hmc
 LOOP, CLOUD, PATH, RUNS, CHAINS, REVERSE = (
     f"boltzmix.compose.samplers.{m}" for m in ("anneal", "particles", "path", "smc", "mcmc", "reverse")
 )
+AVERAGING, WINDOWS = (f"boltzmix.compose.adaptation.{m}" for m in ("dual_averaging", "windows"))
 SUMS, PROPER, RESUME = (f"boltzmix.compose.samplers.{m}" for m in ("sums", "proper", "resume"))
 CALIBRATION, DIAGNOSTICS, FLAT = (f"boltzmix.compose.{m}" for m in ("calibration", "diagnostics", "flat"))
 
@@ -54,26 +55,24 @@ ALONE = law(
 EDGE = law(test_kernels.test_an_edge_with_nan_outside_is_rejected_and_counted, MALA(step_size=0.8), 30)
 
 KERNELS = [
-    Mutation(
-        "MALA's wrong denominator", LANGEVIN, "+ 0.5 * ((noise", "+ 0.25 * ((noise", MALA_STAYS, within="class MALA"
-    ),
-    Mutation("MALA without the proposal's density", LANGEVIN, "- (back * back).sum(-1)", "", MALA_STAYS, "class MALA"),
+    Mutation("MALA's wrong denominator", LANGEVIN, "return 0.5 * ((noise", "return 0.25 * ((noise", MALA_STAYS),
+    Mutation("MALA without the proposal's density", LANGEVIN, "- (back * back).sum(-1)", "", MALA_STAYS),
     Mutation(
         "a Langevin step with noise of variance h",
         LANGEVIN,
-        "(2 * drift).sqrt()",
-        "drift.sqrt()",
+        "(2 * tune.column).sqrt() * noise",
+        "tune.column.sqrt() * noise",
         law(test_kernels.test_ula_has_the_stated_bias, 1.0, 0.4),
     ),
     Mutation("one accept per batch", KERNEL, "uniform.log() < log_ratio", "uniform.log()[0] < log_ratio.mean()", ALONE),
-    Mutation("an in-place leapfrog", HMC_, "x = x + move * velocity", "x += move * velocity", ALONE, "class HMC"),
+    Mutation("an in-place leapfrog", HMC_, "x = x + step * tune", "x += step * tune", ALONE, "class HMC"),
     Mutation(
         "rejected states keep the proposal's score",
         KERNEL,
-        "proposal.score, state.score",
-        "proposal.score, proposal.score",
+        "for name, new in proposal.tensors().items()",
+        'for name, new in [("x", proposal.x), ("energy", proposal.energy)]',
         ALONE,
-        "chosen = State",
+        "def take",
     ),
     Mutation("NaN is accepted", KERNEL, "finite & (uniform.log() < log_ratio)", "~(uniform.log() >= log_ratio)", EDGE),
     Mutation(
@@ -109,46 +108,45 @@ KERNELS = [
     Mutation(
         "momentum is not refreshed",
         HMC_,
-        "noise.normal + half",
-        "0 * noise.normal + 1 + half",
+        "noise.normal + 0.5 * step",
+        "0 * noise.normal + 1 + 0.5 * step",
         law(test_kernels.test_hmc_draws_a_fresh_momentum_for_every_transition),
         "class HMC",
     ),
     Mutation(
         "the last half step is a whole one",
         HMC_,
-        "velocity + half * score",
-        "velocity + move * score",
+        "velocity + 0.5 * step * tune.pull(score)",
+        "velocity + step * tune.pull(score)",
         HMC_STAYS,
         "class HMC",
     ),
-    Mutation(
-        "HMC without the kinetic energy", HMC_, "state.energy - energy + kinetic", "state.energy - energy", HMC_STAYS
-    ),
-    Mutation("HMC without a test", HMC_, "state.energy - energy + kinetic, noise", "0 * energy, noise", HMC_STAYS),
+    Mutation("HMC without the kinetic energy", HMC_, "before - after", "state.energy - energy", HMC_STAYS),
+    Mutation("HMC without a test", HMC_, "before - after", "0 * energy", HMC_STAYS),
     Mutation(
         "an evaluation more per leapfrog",
         HMC_,
-        "velocity = velocity + move * target.score(x)",
-        "velocity = velocity + 0.5 * move * (target.score(x) + target.score(x))",
+        "velocity = velocity + step * tune.pull(target.score(x))",
+        "velocity = velocity + 0.5 * step * tune.pull(target.score(x) + target.score(x))",
         law(test_kernels.test_a_step_costs_what_the_kernel_says, HMC(step_size=0.1, num_leapfrog=7), 7),
     ),
     Mutation(
         "no jitter",
         HMC_,
-        "step * (0.8 + 0.4 * noise.jitter)",
-        "step * 1.0",
+        "tune.column * (0.8 + 0.4 * noise.jitter)[:, None]",
+        "tune.column * 1.0",
         law(test_kernels.test_jitter_breaks_resonance),
     ),
     Mutation(
         "mass instead of its inverse",
-        HMC_,
-        "step * tune.scale",
-        "step / tune.scale",
+        "boltzmix.compose.kernels.mass",
+        "self.variance.sqrt()",
+        "self.variance.rsqrt()",
         law(
             test_kernels.test_a_rescaled_target_with_its_inverse_mass_gives_the_same_chain,
             HMC(step_size=0.4, num_leapfrog=3),
         ),
+        "class Diagonal",
     ),
     Mutation(
         "unadjusted HMC reports no acceptance",
@@ -384,20 +382,24 @@ SAMPLERS = [
     ),
     Mutation(
         "dual averaging with the wrong sign",
-        CHAINS,
+        AVERAGING,
         "(self.goal - acceptance - self.error)",
         "(acceptance - self.goal - self.error)",
         law(test_mcmc.test_moments_are_right_and_the_step_size_hits_its_target, MALA(), 500, 1500),
     ),
     Mutation(
         "one step size for all chains from the start",
-        CHAINS,
-        "if shared:",
+        WINDOWS,
+        "if self.step >= half:",
         "if True:",
         law(test_mcmc.test_one_chain_in_the_tails_does_not_freeze_the_others),
     ),
     Mutation(
-        "thinning off by one", CHAINS, "== self.thin - 1", "== 0", law(test_mcmc.test_thinning_keeps_every_kth_draw)
+        "thinning off by one",
+        CHAINS,
+        "self.kept % self.thin == 0",
+        "(self.kept - 1) % self.thin == 0",
+        law(test_mcmc.test_thinning_keeps_every_kth_draw),
     ),
     Mutation(
         "R-hat without folding",

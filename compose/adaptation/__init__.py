@@ -1,0 +1,1 @@
+"""Adaptation during warm-up: step sizes, masses, trajectory lengths."""

@@ -1,0 +1,52 @@
+"""What adaptation shares: settings that are frozen, and a tuner that changes from transition to transition.
+
+::
+
+    tuner = kernel.adaptation().begin(kernel, target, state, warmup, generator)
+    for _ in range(warmup):
+        before = state
+        state, info = kernel.step(target, before, tuner.tune, kernel.noise(before, generator))
+        tuner.update(before, state, info)
+    tuned = kernel.tuned(tuner.finish())
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.compose.kernels.base import Info, Kernel, State, Target, Tune
+
+
+class Tuner:
+    """A warm-up in progress; ``tune`` is what the next transition uses."""
+
+    tune: Tune
+
+    def update(self, before: State, state: State, info: Info) -> None:
+        """Learn from a transition of the warm-up."""
+        raise NotImplementedError
+
+    def finish(self) -> Tune:
+        """The tuning to keep, after the last transition of the warm-up."""
+        raise NotImplementedError
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON from which :meth:`restore` goes on bit for bit."""
+        raise NotImplementedError
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take up what :meth:`snapshot` gave."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Base of all adaptations: hyper-parameters and one method."""
+
+    def begin(
+        self, kernel: Kernel, target: Target, state: State, warmup: int, generator: torch.Generator | None
+    ) -> Tuner:
+        """A tuner for ``warmup`` transitions from ``state``."""
+        raise NotImplementedError
