@@ -15,6 +15,9 @@ SUITES: dict[str, str] = {
     "families": "every family on digits at equal training time; three families in one formula; a small model × a prior",
     "across": "a flow × an autoregressive model × a classifier on principal components of digits, by SMC and HMC",
     "speed": "overhead of a guidance composite over the bare network, and of HMC over a hand-written loop",
+    "mcmc": "NUTS and microcanonical Langevin beside BlackJAX and NumPyro: effective draws for each gradient, errors",
+    "posteriors": "posteriors of posteriordb by NUTS against the collection's reference draws",
+    "hard": "separated modes, many wells, a funnel and a magnet against exact answers, by SMC and parallel tempering",
     "energy": "energy models by persistent CD and NCE against a diffusion of equal size and training budget, in 2-D",
 }
 

@@ -83,8 +83,10 @@ def run_sections(
     folder = Path(out) if out is not None else Path("runs") / suite / now.strftime("%Y%m%d-%H%M%S")
     report = Report(suite, title)
     parts = ["python -m boltzmix bench", suite, *(["--quick"] if settings.quick else [])]
+    first = settings.seeds == tuple(range(len(settings.seeds)))
+    which = str(len(settings.seeds)) if first else " ".join(map(str, settings.seeds))
     about = {
-        "command": " ".join([*parts, f"--seeds {len(settings.seeds)}"]),
+        "command": " ".join([*parts, f"--seeds {which}", *(["--only", *only] if only else [])]),
         "created": now.isoformat(timespec="seconds"),
         "versions": _versions(),
         "machine": f"{platform.system()} {platform.machine()}",

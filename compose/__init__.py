@@ -1,10 +1,11 @@
 """Terms, the algebra over them, kernels and samplers."""
 
+from boltzmix.compose.adaptation import ChEES, Microcanonical, Temperatures, Windows, window_adaptation
 from boltzmix.compose.box import Box
 from boltzmix.compose.calibration import calibrate
 from boltzmix.compose.callables import term
 from boltzmix.compose.constraints import Clamp, Denoised, Geometric, bounded_negation
-from boltzmix.compose.diagnostics import ess, rhat
+from boltzmix.compose.diagnostics import autocorrelation, bfmi, ess, mcse, rhat
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import (
     MissingEnergy,
@@ -17,7 +18,24 @@ from boltzmix.compose.errors import (
 from boltzmix.compose.exponent import Exponent
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
-from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA
+from boltzmix.compose.kernels import (
+    GHMC,
+    HMC,
+    MALA,
+    NUTS,
+    UHMC,
+    ULA,
+    Barker,
+    BlockGibbs,
+    DiscreteLangevin,
+    EllipticalSlice,
+    Gibbs,
+    GibbsWithGradients,
+    MicrocanonicalLangevin,
+    ParallelTempering,
+    RandomWalk,
+    Underdamped,
+)
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import guidance, negation, product
 from boltzmix.compose.sample import sample
@@ -31,38 +49,57 @@ from boltzmix.compose.wrappers import affine
 
 __all__ = [
     "AIS",
+    "GHMC",
     "HMC",
     "MALA",
     "MCMC",
+    "NUTS",
     "SMC",
     "UHMC",
     "ULA",
     "Annealed",
+    "Barker",
+    "BlockGibbs",
     "Box",
+    "ChEES",
     "Clamp",
     "Denoised",
+    "DiscreteLangevin",
     "Draw",
+    "EllipticalSlice",
+    "Exact",
     "Exponent",
     "Gaussian",
     "GaussianMixture",
     "Geometric",
+    "Gibbs",
+    "GibbsWithGradients",
+    "Microcanonical",
+    "MicrocanonicalLangevin",
     "MissingEnergy",
     "MissingExtra",
     "NonFinite",
     "Normalized",
     "NotNormalizable",
-    "Exact",
+    "ParallelTempering",
+    "RandomWalk",
     "Reverse",
     "SamplingWarning",
     "ScopeError",
+    "Temperatures",
     "Term",
+    "Underdamped",
     "Variable",
+    "Windows",
     "affine",
+    "autocorrelation",
+    "bfmi",
     "bounded_negation",
     "calibrate",
     "ess",
     "guidance",
     "integers",
+    "mcse",
     "mixture",
     "negation",
     "product",
@@ -70,4 +107,5 @@ __all__ = [
     "rhat",
     "sample",
     "term",
+    "window_adaptation",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -60,25 +61,62 @@ class Function(Term):
                 raise ValueError(f"normalized_over names variables among {sorted(names)}, got {sorted(over)}")
             self.normalized = self.normalized or over == names
             self.normalized_over = None if self.normalized else frozenset(over)
+        self._take_relaxation(flags.pop("relaxed", None))
         if flags:
             raise TypeError(
                 f"term() got unknown hints {sorted(flags)}; a function takes path, sigma_range, normalized, "
-                "normalized_over, support and name"
+                "normalized_over, support, relaxed and name"
             )
         self._warned = False
         self._worked: set[tuple[torch.dtype, torch.device]] = set()
+
+    def _take_relaxation(self, relaxed: str | None) -> None:
+        own = [self.variables] if isinstance(self.variables, Variable) else list(self.variables.values())
+        if relaxed not in (None, "one_hot", "values"):
+            raise ValueError(
+                f"relaxed is 'one_hot' (the function takes floats (N, *event, K)), 'values' (it takes floats "
+                f"(N, *event)) or None (it takes integers), got {relaxed!r}"
+            )
+        if relaxed and not any(v.discrete for v in own):
+            raise ValueError(f"relaxed={relaxed!r} is for integer variables: say support=integers(K)")
+        self.relaxed = relaxed
+        if all(v.discrete for v in own):
+            self.has_score = False
 
     def key(self) -> Hashable:
         """The function itself: the same function wrapped twice is one term."""
         own = self.variables
         scope = own if isinstance(own, Variable) else tuple(own.items())
-        return ("function", id(self.fn), self.kind, self.path, self.sigma_range, scope)
+        return ("function", id(self.fn), self.kind, self.path, self.sigma_range, scope, self.relaxed)
 
     def name(self) -> str:
         """The function's name."""
         return str(self._label)
 
+    def _floats(self, x: State) -> State:
+        """Discrete variables as the function takes them, floats of its own dtype where x holds integers."""
+        found = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+        def change(t: Tensor, variable: Variable) -> Tensor:
+            if not variable.discrete:
+                return t
+            k, hot = variable.levels, t.ndim == len(variable.shape) + 2
+            if self.relaxed == "values":
+                values = t @ torch.arange(k, dtype=t.dtype, device=t.device) if hot else t
+                return values if values.is_floating_point() else values.to(found)
+            if hot:
+                return t
+            if not t.is_floating_point():
+                return F.one_hot(t.long(), k).to(found)
+            return F.one_hot(t.long(), k).to(t.dtype) + 0.0 * t[..., None]  # integers as floats: a gradient of zero
+
+        if isinstance(x, Tensor):
+            return change(x, self.variables)  # pyright: ignore[reportArgumentType]
+        return {name: change(t, self.variables[name]) for name, t in x.items()}  # pyright: ignore[reportIndexIssue]
+
     def _call(self, x: State, sigma: Any) -> State:
+        if self.relaxed:
+            x = self._floats(x)
         if self.path == "static":
             return self.fn(x)
         if sigma is None:
@@ -94,7 +132,7 @@ class Function(Term):
             for name, part in value.items():
                 self._checked_tensor(part, tuple(x[name].shape), x[name])
             return value
-        like = first_tensor(x)
+        like = first_tensor(x) if isinstance(x, Tensor) else _first_real(x)
         self._checked_tensor(value, tuple(like.shape) if self.kind == "score" else (like.shape[0],), like)
         return value
 
@@ -156,7 +194,7 @@ class Function(Term):
     def _not_a_number(self, x: State) -> Any:
         if self.kind == "score":
             return map_state(lambda t: t * torch.nan, x)
-        total = [(t * torch.nan).flatten(1).sum(1) for t in ([x] if isinstance(x, Tensor) else x.values())]
+        total = [(t * torch.nan).reshape(len(t), -1).sum(1) for t in ([x] if isinstance(x, Tensor) else x.values())]
         return total[0] if len(total) == 1 else torch.stack(total).sum(0)
 
     def _energy(self, x: State, sigma: Any) -> Tensor:
@@ -169,7 +207,9 @@ class Function(Term):
         return self._energy_and_score(x, sigma)[1]
 
 
-def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints: Any) -> Term:
+def term(
+    obj: Any, *, kind: str | None = None, event_shape: Any = None, variables: Variables | None = None, **hints: Any
+) -> Term:
     """A term from a term, a function or a ``torch.distributions`` object.
 
     Args:
@@ -177,9 +217,15 @@ def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints:
         kind: for callables, what they return: ``"log_prob"``, ``"energy"`` ``(N,)`` or ``"score"``
             ``(N, *event)``. The sign is never guessed.
         event_shape: for callables, the shape of one draw, e.g. ``(10,)``, or such a shape for each named
-            variable, ``{"x": (2,), "y": (3,)}``: the function then takes a dictionary of tensors.
+            variable, ``{"mu": (), "theta": (8,)}``: the function then takes a dictionary of tensors ``(N, *shape)``.
+        variables: instead of ``event_shape``, a :class:`Variable`, or one for each name.
         **hints: ``path`` (``"static"``: fn(x); ``"noised"``, ``"annealed"``: fn(x, sigma)),
-            ``sigma_range=(low, high)``, ``normalized``, ``normalized_over``, ``support``, ``name``.
+            ``sigma_range=(low, high)``, ``normalized``, ``normalized_over``, ``name``, and ``support``, of all
+            variables or of each, ``{"tau": "positive"}`` (others are real): a name or a torch constraint, see
+            :class:`Variable`. Samplers move variables with a support in unconstrained coordinates. For integer
+            variables, ``relaxed`` says that the function can be differentiated: ``"one_hot"`` when it takes floats
+            ``(N, *event, K)`` with one 1 for each value, ``"values"`` when it takes the values as floats
+            ``(N, *event)``; without it, it takes integers. See :mod:`boltzmix.compose.relaxation`.
 
     Raises:
         TypeError: something that is none of these, or a hint that is not known.
@@ -190,13 +236,18 @@ def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints:
         >>> normal = term(lambda x: -0.5 * (x**2).sum(-1), kind="log_prob", event_shape=(3,))
         >>> normal.score(torch.ones(1, 3)).tolist()
         [[-1.0, -1.0, -1.0]]
+        >>> def funnel(p):
+        ...     return -p["tau"] - 0.5 * ((p["x"] / p["tau"][:, None]) ** 2).sum(1) - 2 * p["tau"].log()
+        >>> shapes = {"tau": (), "x": (2,)}
+        >>> term(funnel, kind="log_prob", event_shape=shapes, support={"tau": "positive"}).variables["tau"]
+        Variable(shape=(), support='positive', dtype=None)
     """
     if isinstance(obj, Term):
-        if kind is not None or event_shape is not None or hints:
+        if kind is not None or event_shape is not None or variables is not None or hints:
             raise TypeError("term() got a Term already; hints are for functions and models")
         return obj
     if isinstance(obj, torch.distributions.Distribution):
-        if kind is not None or hints:
+        if kind is not None or variables is not None or hints:
             raise TypeError(f"a torch distribution needs no hints, got kind={kind!r}, {sorted(hints)}")
         return Distribution(obj)
     if isinstance(obj, type) or not callable(obj):
@@ -212,9 +263,16 @@ def term(obj: Any, *, kind: str | None = None, event_shape: Any = None, **hints:
     path = hints.pop("path", "static")
     if path not in ("static", "noised", "annealed"):
         raise ValueError(f"path is 'static', 'noised' or 'annealed', got {path!r}")
-    if event_shape is None:
-        raise ValueError("term() needs event_shape for a function, e.g. event_shape=(10,)")
-    variables = _variables(event_shape, hints.pop("support", "real"))
+    if variables is not None:
+        if event_shape is not None or "support" in hints:
+            raise TypeError("term() takes variables=, or event_shape= and support=, not both")
+        variables = _declared(variables)
+    elif event_shape is None:
+        raise ValueError(
+            "term() needs event_shape for a function, e.g. event_shape=(10,), or {'mu': (), 'theta': (8,)}"
+        )
+    else:
+        variables = _variables(event_shape, hints.pop("support", "real"))
     if path == "static" and not isinstance(obj, nn.Module) and _required_arguments(obj) == 2:
         raise ValueError("the function takes two arguments: say path='noised' or path='annealed' for fn(x, sigma)")
     return Function(obj, kind, variables, path, **hints)  # pyright: ignore[reportArgumentType]
@@ -229,18 +287,38 @@ def _required_arguments(fn: Callable[..., Any]) -> int:
     return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
 
 
+def _declared(variables: Any) -> Variables:
+    """Variables as given, checked."""
+    if isinstance(variables, Variable):
+        return variables
+    wrong = not isinstance(variables, Mapping) or not variables
+    if wrong or not all(isinstance(n, str) and isinstance(v, Variable) for n, v in variables.items()):
+        raise TypeError(f"variables is a Variable or a dictionary of them by name, got {variables!r:.200}")
+    return dict(variables)
+
+
 def _variables(event_shape: Any, support: Any) -> Variables:
     if isinstance(event_shape, Mapping):
         supports = support if isinstance(support, Mapping) else dict.fromkeys(event_shape, support)
+        if unknown := sorted(set(supports) - set(event_shape)):
+            raise ValueError(f"support names {unknown}, and the variables are {sorted(event_shape)}")
         return {n: _variable(s, supports.get(n, "real")) for n, s in event_shape.items()}
+    if isinstance(support, Mapping):
+        raise TypeError("support is given by name, and event_shape is not: write event_shape={'mu': (), …}")
     return _variable(event_shape, support)
 
 
-def _variable(shape: Any, support: str) -> Variable:
+def _variable(shape: Any, support: Any) -> Variable:
     try:
-        return Variable((shape,) if isinstance(shape, int) else tuple(shape), support)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
     except TypeError as error:
         raise TypeError(f"event_shape is a tuple of positive ints such as (10,), got {shape!r}") from error
+    return Variable(shape, support)
+
+
+def _first_real(x: Mapping[str, Tensor]) -> Tensor:
+    """A floating-point tensor of a state where it has one: results have its dtype."""
+    return next((t for t in x.values() if t.is_floating_point()), first_tensor(x))
 
 
 def _rows(sigma: Any, rows: slice) -> Any:

@@ -163,7 +163,7 @@ class BoundedNegation(Composite):
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha < float("inf"):
             raise ValueError(f"bounded_negation needs a finite number alpha >= 0, got {alpha!r}")
         self.p, self.q, self.alpha = p, q, float(alpha)
-        self.variables = unite([p.variables, q.variables])
+        self.variables = unite([p.variables, q.variables], [True, False])
         self.conditions = p.conditions | q.conditions
         self.calibrated = p.calibrated and q.calibrated
         moving = [t for t in (p, q) if t.path != "static"]

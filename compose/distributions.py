@@ -6,12 +6,13 @@ it gives whatever the formula gives. Here a point outside has zero density, an o
 ==========================================  ==================================================================
 support                                     becomes
 ==========================================  ==================================================================
-real, intervals, half lines                 real variables (``positive`` and ``unit`` where it is exactly that)
+real, intervals, half lines                 real variables with that support
 images of a base under transforms           what the base's support maps to: :math:`e^{U[0, 2]}` lives on [1, e²]
 simplex                                     a density of the first K − 1 coordinates; its points are K numbers
+Cholesky factors, positive definite         a density of the free entries (see :mod:`boltzmix.compose.supports`)
 integers 0 … K − 1, booleans, counts        ``integers(K)``: energies and exact draws, no score
 all of 0, 1, 2, …                           refused: an integer variable has finitely many values here
-matrices under constraints                  refused: their densities live on a surface of fewer dimensions
+other matrices under constraints            refused: their densities live on a surface of fewer dimensions
 ==========================================  ==================================================================
 """
 
@@ -34,16 +35,14 @@ from torch.distributions import (
 )
 from torch.distributions import Distribution as TorchDistribution
 
+from boltzmix.compose.supports import Support, canonical
 from boltzmix.compose.term import Normalized
 from boltzmix.compose.variable import Variable, integers
 
 _SURFACES = tuple(
     type(found)
     for name in (
-        "corr_cholesky",
-        "lower_cholesky",
         "lower_triangular",
-        "positive_definite",
         "positive_semidefinite",
         "square",
         "symmetric",
@@ -93,7 +92,7 @@ class Distribution(Normalized):
             self.variables = Variable(shape, integers(_cardinality(distribution)))
             self.has_score = False
         else:
-            self.variables = Variable(shape, _support_name(support), first.dtype)
+            self.variables = Variable(shape, _support_of(distribution, shape), first.dtype)
 
     def key(self) -> Hashable:
         """The distribution object."""
@@ -198,7 +197,7 @@ def _pulls_back(distribution: TorchDistribution) -> bool:
 def _refuse(distribution: TorchDistribution) -> None:
     """Refuse what has no density over our variables."""
     name, support = type(distribution).__name__, _unwrapped(distribution.support)
-    if isinstance(support, _SURFACES):
+    if type(support) in _SURFACES:
         raise TypeError(
             f"{name} is over matrices under a constraint ({type(support).__name__.strip('_')}), a surface of fewer "
             "dimensions than their entries; write the density of unconstrained parameters as a function, with "
@@ -241,11 +240,11 @@ def _cardinality(distribution: TorchDistribution) -> int:
     return int(torch.as_tensor(upper).max()) + 1
 
 
-def _support_name(support: Any) -> str:
-    """Our name for a torch constraint."""
-    base = _unwrapped(support)
-    if base in (constraints.positive, constraints.nonnegative):
-        return "positive"
-    if base is constraints.unit_interval:
-        return "unit"
-    return "simplex" if base is constraints.simplex else "real"
+def _support_of(distribution: TorchDistribution, shape: tuple[int, ...]) -> Support:
+    """The support of a continuous distribution; real where its constraint is not one of events of this shape."""
+    if isinstance(distribution, VonMises):
+        return constraints.interval(-math.pi, math.pi)
+    try:
+        return Variable(shape, canonical(distribution.support)).support
+    except (TypeError, ValueError):
+        return "real"

@@ -3,16 +3,20 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.variable import State, first_tensor, map_state
+
+if TYPE_CHECKING:
+    from boltzmix.compose.summary import Summary
 
 _FORMAT = 1
 
@@ -84,27 +88,45 @@ class Draw:
         """Number of draws."""
         return first_tensor(self.x).shape[0]
 
-    def summary(self) -> str:
-        """One paragraph for people."""
-        i = self.info
-        z = (
-            "unknown (a member is not calibrated)"
-            if self.log_z is None
-            else f"{self.log_z:.4f} ± {self.log_z_se or 0:.4f}"
-        )
-        return (
-            f"{len(self)} {'chains' if self.chains else 'draws'} by {i.sampler}: {i.reason}\n"
-            f"log Z {z}; {i.evaluations:.1f} evaluations each; acceptance {i.acceptance:.2f}; "
-            f"effective size {i.ess:.0f}; {i.divergences} divergences; {i.seconds:.1f} s"
-        )
+    def summary(self) -> "Summary":
+        """What to print of a draw: a table of chains, or a paragraph on particles; it also holds the numbers.
+
+        ``print(draw.summary())``; ``draw.summary()["mu", "mean"]`` is a number. See
+        :class:`~boltzmix.compose.summary.Summary`.
+        """
+        from boltzmix.compose.summary import summarise
+
+        return summarise(self)
 
     # --------------------------------------------------------------- pictures
 
-    def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> Any:
-        """A figure of the draws: a scatter in 2-D, a sheet of images, or histograms; saved when ``path`` is given."""
+    def plot(
+        self, path: str | os.PathLike[str] | None = None, *, kind: str | Sequence[str] | None = None, **options: Any
+    ) -> Any:
+        """A figure of the draws, saved when ``path`` is given.
+
+        Args:
+            path: where to save it; the suffix says the format.
+            kind: ``"states"``, the default of particles, is a scatter in 2-D, a sheet of images, or histograms. Of
+                chains there are ``"trace"`` (with a density of every chain), ``"rank"`` (histograms of ranks),
+                ``"autocorrelation"``, ``"pair"`` (with divergences marked) and ``"energy"``; several of the first
+                three share a figure, and ``("trace", "rank")`` is the default.
+            options: those of :func:`~boltzmix.compose.pictures.plot_states`; of chains ``names=`` chooses parameters
+                (``"theta"``, or ``["mu", "theta[0]"]``), ``most=`` how many are drawn without it, and ``title=``.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+        """
+        from boltzmix.compose.chain_pictures import KINDS, plot_chains
         from boltzmix.compose.pictures import plot_states
 
-        return plot_states(self._flat_states(), path, **options)
+        if kind == "states" or (kind is None and not self.chains):
+            return plot_states(self._flat_states(), path, **options)
+        if not self.chains:
+            raise ValueError(
+                f"kind={kind!r} is a picture of chains ({', '.join(KINDS)}); of particles there are 'states'"
+            )
+        return plot_chains(self.x, self.stats, path, kind=("trace", "rank") if kind is None else kind, **options)
 
     def animate(self, path: str | os.PathLike[str], *, seconds: float = 4.0, **options: Any) -> Path:
         """A GIF of the path from the first level to the draws.
@@ -129,6 +151,7 @@ class Draw:
 
         tensors: dict[str, Tensor] = {"log_weights": self.log_weights}
         tensors.update({f"x/{k}": v for k, v in _named(self.x).items()})
+        tensors.update({f"stat/{k}": v for k, v in self.stats.items()})
         for index, frame in enumerate(self.frames):
             tensors.update({f"frame/{index:05d}/{k}": v for k, v in _named(frame).items()})
         header = {
@@ -136,6 +159,7 @@ class Draw:
             "log_z": self.log_z,
             "log_z_se": self.log_z_se,
             "chains": self.chains,
+            "order": {"x": list(_named(self.x)), "stats": list(self.stats)},  # a file sorts its tensors
             "info": asdict(self.info),
         }
         payload = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"draw": json.dumps(header)})
@@ -160,28 +184,39 @@ class Draw:
             header = json.loads(metadata["draw"])
             if header["format"] != _FORMAT:
                 raise ValueError(f"{path} has draw format {header['format']}, this version reads {_FORMAT}")
+            order = header.get("order", {})
+            stats = {k.removeprefix("stat/"): v for k, v in tensors.items() if k.startswith("stat/")}
             frames = sorted({key.split("/")[1] for key in tensors if key.startswith("frame/")})
             return Draw(
-                x=_unnamed({k[2:]: v for k, v in tensors.items() if k.startswith("x/")}),
+                x=_unnamed(_ordered({k[2:]: v for k, v in tensors.items() if k.startswith("x/")}, order.get("x"))),
                 log_weights=tensors["log_weights"],
                 log_z=header["log_z"],
                 log_z_se=header["log_z_se"],
                 info=RunInfo(**header["info"]),
                 frames=[
-                    _unnamed({k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"frame/{f}/")})
+                    _unnamed(
+                        _ordered(
+                            {k.split("/", 2)[2]: v for k, v in tensors.items() if k.startswith(f"frame/{f}/")},
+                            order.get("x"),
+                        )
+                    )
                     for f in frames
                 ],
                 chains=header["chains"],
+                stats=_ordered(stats, order.get("stats")),
             )
         except (SafetensorError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a saved draw, or is damaged: {error}") from error
 
     def to_arviz(self) -> Any:
-        """An ArviZ ``InferenceData`` (particles become one chain; resample weighted draws first).
+        """An ArviZ ``InferenceData`` with the groups ``posterior`` and, of chains, ``sample_stats``.
+
+        Variables keep their names, and one without a name is ``x``; dimensions are ``chain``, ``draw``, and
+        ``theta_dim_0``, … for those of the event. Particles become one chain (resample weighted draws first).
 
         Raises:
             MissingExtra: ArviZ is not installed.
-            ValueError: the draws still carry weights.
+            ValueError: the draws still carry weights, or a variable is called ``chain`` or ``draw``.
         """
         try:
             import arviz
@@ -189,9 +224,29 @@ class Draw:
             raise MissingExtra('to_arviz() needs ArviZ: pip install "boltzmix[arviz]"') from error
         if not self.chains and bool((self.log_weights != 0).any()):
             raise ValueError("ArviZ has no weights: draw with resample=True (the default) first")
-        named = {("x" if k == "" else k): v.detach().cpu().numpy() for k, v in _named(self.x).items()}
-        posterior = named if self.chains else {k: v[None] for k, v in named.items()}
-        return arviz.from_dict(posterior=posterior, attrs={"sampler": self.info.sampler, "reason": self.info.reason})
+        named = {(k or "x"): _array(v if self.chains else v[None]) for k, v in _named(self.x).items()}
+        if taken := {"chain", "draw"} & set(named):
+            raise ValueError(f"a variable is called {taken.pop()!r}, as a dimension of ArviZ is; rename it with on()")
+        attributes: dict[str, Any] = {
+            "sampler": self.info.sampler,
+            "reason": self.info.reason,
+            "inference_library": "boltzmix",
+        }
+        if self.info.seed is not None:
+            attributes["seed"] = self.info.seed
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="More chains")  # thousands of chains are no mistake here
+            return arviz.from_dict(
+                posterior=named,
+                sample_stats={k: _array(v) for k, v in self.stats.items()} if self.chains and self.stats else None,
+                attrs=attributes,
+            )
+
+
+def _array(value: Tensor) -> Any:
+    """A numpy array; formats that numpy lacks become float32."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
@@ -212,6 +267,11 @@ def write_atomically(path: str | os.PathLike[str], payload: bytes) -> Path:
 
 def _named(x: State) -> dict[str, Tensor]:
     return {"": x} if isinstance(x, Tensor) else dict(x)
+
+
+def _ordered(values: dict[str, Tensor], names: list[str] | None) -> dict[str, Tensor]:
+    """In the order of ``names``, which older files do not have."""
+    return values if names is None or set(names) != set(values) else {name: values[name] for name in names}
 
 
 def _unnamed(values: Mapping[str, Tensor]) -> State:

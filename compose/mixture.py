@@ -18,6 +18,7 @@ from boltzmix.compose.product import (
     Composite,
     Product,
     common_range,
+    is_discrete,
     moments,
     open_leaves,
     scope_names,
@@ -69,9 +70,9 @@ class Mixture(Composite):
                 )
         self.members = nn.ModuleList(members)
         self.log_weights = [w for _, w in merged.values()]
-        self.variables = unite([t.variables for t in members])
+        self.variables = unite([t.variables for t in members], added=True)
         self.has_energy = all(t.has_energy for t in members)
-        self.has_score = self.has_energy or (len(members) == 1 and first.has_score)
+        self.has_score = (self.has_energy or (len(members) == 1 and first.has_score)) and not is_discrete(self)
         self.calibrated = all(t.calibrated for t in members)
         self.conditions = frozenset().union(*(t.conditions for t in members))
         self.sigma_range = common_range(members)

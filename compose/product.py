@@ -11,6 +11,7 @@ Nested products are flattened and equal terms merge, so ``p * (p.given(c) / p) *
 import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from boltzmix.compose.errors import NotNormalizable, ScopeError
 from boltzmix.compose.exponent import Exponent, as_exponent
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
+from boltzmix.compose.supports import describe, edges, identity, meet
 from boltzmix.compose.term import Evaluated, Term, evaluate
 from boltzmix.compose.variable import (
     State,
@@ -110,6 +112,7 @@ class Product(Composite):
         super().__init__()
         merged: dict[Hashable, tuple[Term, Exponent]] = {}
         scopes: list[Variables] = [] if variables is None else [variables]
+        holds = [True] * len(scopes)
         for term, exponent in pairs:
             if not isinstance(term, Term):
                 raise TypeError(f"a product is over terms, got {type(term).__name__}; wrap it with boltzmix.term(...)")
@@ -123,6 +126,7 @@ class Product(Composite):
                     log_scale = log_scale + term.log_scale * (constant or 0.0)
                     inner = term.pairs()
             scopes.append(term.variables)
+            holds.append(weight.constant is None or weight.constant > 0)
             for factor, power in inner:
                 key = factor.key()
                 total = weight * power
@@ -135,12 +139,12 @@ class Product(Composite):
         self.factors = nn.ModuleList([t for t, _ in kept])
         self._exponents = nn.ModuleList([e for _, e in kept])
         self.log_scale = float(log_scale)
-        self.variables = unite(scopes)
+        self.variables = unite(scopes, holds)
         self._derive(kept)
 
     def _derive(self, kept: list[tuple[Term, Exponent]]) -> None:
         self.has_energy = all(t.has_energy for t, _ in kept)
-        self.has_score = all(t.has_score for t, _ in kept)
+        self.has_score = all(t.has_score or is_discrete(t) for t, _ in kept) and not (kept and is_discrete(self))
         self.calibrated = all(t.calibrated for t, _ in kept)
         self.conditions = frozenset().union(*(t.conditions for t, _ in kept))
         self.sigma_range = common_range([t for t, _ in kept])
@@ -341,11 +345,21 @@ def _log_positive(value: object) -> float:
     return math.log(value)
 
 
-def unite(scopes: Sequence[Variables]) -> Variables:
+def is_discrete(term: Term) -> bool:
+    """Whether all variables of a term are discrete: it has no score, and adds none to a product."""
+    own = term.variables
+    return all(v.discrete for v in ([own] if isinstance(own, Variable) else own.values()))
+
+
+def unite(scopes: Sequence[Variables], holds: Sequence[bool] | None = None, *, added: bool = False) -> Variables:
     """The union of scopes; unnamed terms must share one variable.
 
+    A product lives where all of its factors do, so the supports of a variable meet; ``holds`` says whose supports
+    count (a quotient ends where its numerator does). A sum of densities on several supports, ``added``, is over real
+    variables: each member says where it is zero.
+
     Raises:
-        ScopeError: shapes that differ, or named and unnamed terms together.
+        ScopeError: shapes that differ, named and unnamed terms together, or supports that exclude each other.
     """
     named = [s for s in scopes if isinstance(s, Mapping)]
     plain = [s for s in scopes if isinstance(s, Variable)]
@@ -354,31 +368,46 @@ def unite(scopes: Sequence[Variables]) -> Variables:
             f"terms over named variables {sorted(named[0])} cannot be combined with a term over one unnamed variable; "
             "bind it with .on(name)"
         )
+    counts = [True] * len(scopes) if holds is None or not any(holds) else list(holds)
     if plain:
         if any(not s.compatible(plain[0]) for s in plain):
             raise ScopeError(
                 f"terms over different variables: {' and '.join(dict.fromkeys(map(describe_variables, plain)))}; "
                 "bind them to names with .on(name), or match their shapes"
             )
-        return _with_dtype(plain, "x")
-    union: dict[str, list[Variable]] = {}
-    for scope in named:
+        return _joined(list(zip(plain, counts, strict=True)), "x", added)
+    union: dict[str, list[tuple[Variable, bool]]] = {}
+    for scope, held in zip(named, counts, strict=True):
         for name, variable in scope.items():
-            if name in union and not union[name][0].compatible(variable):
+            if name in union and not union[name][0][0].compatible(variable):
                 raise ScopeError(
-                    f"variable {name!r} has {describe_variables(union[name][0])} in one term and "
+                    f"variable {name!r} has {describe_variables(union[name][0][0])} in one term and "
                     f"{describe_variables(variable)} in another; rename one of them in .on(...)"
                 )
-            union.setdefault(name, []).append(variable)
-    return {name: _with_dtype(found, name) for name, found in union.items()}
+            union.setdefault(name, []).append((variable, held))
+    return {name: _joined(found, name, added) for name, found in union.items()}
 
 
-def _with_dtype(found: Sequence[Variable], name: str) -> Variable:
-    """The first of compatible variables that declares a dtype, else the first."""
-    declared = {v.dtype: v for v in found if v.dtype is not None}
+def _joined(found: Sequence[tuple[Variable, bool]], name: str, added: bool) -> Variable:
+    """The first of compatible variables that declares a dtype, else the first, with the support of all."""
+    variables = [v for v, _ in found]
+    declared = {v.dtype: v for v in variables if v.dtype is not None}
     if len(declared) > 1:
         raise TypeError(f"terms want variable {name!r} in {' and in '.join(map(str, declared))}; convert one of them")
-    return next(iter(declared.values()), found[0])
+    chosen = next(iter(declared.values()), variables[0])
+    supports = [v.support for v, held in found if held] or [v.support for v in variables]
+    if len({identity(support) for support in supports}) == 1:
+        both = supports[0]
+    elif added:
+        both = "real" if all(edges(support) is not None for support in supports) else None
+    else:
+        both = meet(supports)
+    if both is None:
+        raise ScopeError(
+            f"variable {name!r} is {' in one term and '.join(dict.fromkeys(map(describe, supports)))} in another: "
+            "declare one support for it in both"
+        )
+    return chosen if identity(both) == identity(chosen.support) else replace(chosen, support=both)
 
 
 def common_range(terms: Sequence[Term]) -> tuple[float, float]:

@@ -544,12 +544,25 @@ def evaluate(
             groups.setdefault(("single", key) if group is None else group, {})[key] = term
     for named in groups.values():
         members = list(named.values())
+        flat = _without_gradient(members[0], x) if score else None
         if len(members) == 1:
-            results = [evaluate_one(members[0], x, sigma, energy, score)]
+            results = [evaluate_one(members[0], x, sigma, energy, score and flat is None)]
         else:
-            results = members[0]._evaluate_together(members, x, sigma, energy, score)
+            results = members[0]._evaluate_together(members, x, sigma, energy, score and flat is None)
+        if flat is not None:
+            results = [(found, flat) for found, _ in results]
         values.update(zip(named, results, strict=True))
     return values
+
+
+def _without_gradient(term: Term, x: State) -> State | None:
+    """The score of a term that reads integers only, which is zero; None for others."""
+    if isinstance(x, Tensor):
+        return None if x.is_floating_point() else torch.zeros_like(x)
+    own = {name: x[name] for name in term.variables}  # pyright: ignore[reportGeneralTypeIssues]
+    if any(t.is_floating_point() for t in own.values()):
+        return None
+    return {name: torch.zeros_like(t) for name, t in own.items()}
 
 
 def evaluate_one(term: Term, x: State, sigma: Any, energy: bool, score: bool) -> Evaluated:

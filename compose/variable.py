@@ -4,14 +4,16 @@ A state is one tensor ``(N, *event)``, or a mapping from variable names to such 
 lives on several named variables.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boltzmix.compose.bijections import bijection, event_size
 from boltzmix.compose.errors import ScopeError
+from boltzmix.compose.supports import Support, canonical, describe, identity
 
 State = Tensor | Mapping[str, Tensor]
 Sigma = float | Tensor | Mapping[str, Any] | None
@@ -29,27 +31,71 @@ class Variable:
     """Shape and support of one variable.
 
     Args:
-        shape: event shape, without the batch dimension.
-        support: ``"real"``, ``"positive"``, ``"unit"``, ``"simplex"`` or ``integers(K)``.
+        shape: event shape, without the batch dimension; ``()`` is a number.
+        support: ``"real"``, ``"positive"``, ``"unit"``, ``"simplex"``, ``"ordered"``, ``"positive_ordered"``,
+            ``"lower_cholesky"``, ``"corr_cholesky"``, ``"positive_definite"``, ``integers(K)``, or one of
+            ``torch.distributions.constraints``, such as ``greater_than(2.0)`` or ``interval(low, high)``.
         dtype: the dtype that states must have; ``None`` accepts any floating dtype (any integer
             dtype for a discrete support).
+
+    Raises:
+        ValueError: a shape that is no tuple of positive ints, an unknown support, or one that does not fit the shape.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> Variable((), constraints.positive).support, Variable((3, 3), "corr_cholesky").dim
+        ('positive', 3)
+        >>> Variable((2,), constraints.interval(0.0, 2.0)) == Variable((2,), constraints.interval(0.0, 2.0))
+        True
     """
 
     shape: tuple[int, ...]
-    support: str = "real"
+    support: Support = field(default="real", compare=False)
     dtype: torch.dtype | None = None
+    _identity: Hashable = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse shapes that are not tuples of positive integers."""
+        """Refuse shapes that are not tuples of positive integers, and supports of another shape."""
         if not isinstance(self.shape, tuple) or any(not isinstance(s, int) or s < 1 for s in self.shape):
             raise ValueError(f"an event shape is a tuple of positive ints such as (10,), got {self.shape!r}")
-        if self.support not in ("real", "positive", "unit", "simplex") and not self.discrete:
-            raise ValueError(f"unknown support {self.support!r}: real, positive, unit, simplex or integers(K)")
+        object.__setattr__(self, "support", canonical(self.support))
+        object.__setattr__(self, "_identity", identity(self.support))
+        if not self.discrete:
+            try:
+                _ = self.free_shape
+            except (ValueError, RuntimeError, IndexError) as error:
+                raise ValueError(f"support {describe(self.support)} does not fit shape {self.shape}: {error}") from None
 
     @property
     def discrete(self) -> bool:
         """Whether values are integers rather than real numbers."""
-        return self.support.startswith("integers(")
+        return isinstance(self.support, str) and self.support.startswith("integers(")
+
+    @property
+    def free_shape(self) -> torch.Size:
+        """Shape of the real coordinates that make up one value, ``(K − 1,)`` for a simplex of K."""
+        transform = None if self.discrete else bijection(self.support)
+        if transform is None:
+            return torch.Size(self.shape)
+        if len(self.shape) < event_size(self.support):
+            raise ValueError(f"it is of {event_size(self.support)} dimensions")
+        free = torch.Size(transform.inverse_shape(self.shape))
+        middle: Any = transform(torch.zeros(free))
+        if middle.shape != torch.Size(self.shape):  # bounds of another shape would broadcast
+            raise ValueError(f"its values have shape {tuple(middle.shape)}")
+        if not bool(torch.isfinite(middle).all()):
+            raise ValueError("its bounds are not all finite")
+        return free
+
+    @property
+    def dim(self) -> int:
+        """Degrees of freedom: K − 1 for a simplex of K."""
+        return self.free_shape.numel()
+
+    @property
+    def levels(self) -> int:
+        """K of a discrete variable with values 0 … K−1; 0 of a continuous one."""
+        return int(str(self.support)[len("integers(") : -1]) if self.discrete else 0
 
     def compatible(self, other: "Variable") -> bool:
         """Whether one state can serve both: same shape, both discrete or both continuous."""

@@ -85,6 +85,10 @@ def test_arguments_reach_the_commands(calls, tmp_path, capsys):
     assert calls["demo"] == ("here", {"quick": True, "seed": 3, "workers": 1})
     assert main(["bench", "speed", "--seeds", "2", "--out", "there"]) == 0
     assert calls["bench"] == ("speed", {"out": "there", "quick": False, "seeds": 2})
+    assert main(["bench", "speed", "--only", "hmc", "guidance"]) == 0
+    assert calls["bench"] == ("speed", {"out": None, "quick": False, "seeds": 5, "only": ["hmc", "guidance"]})
+    assert main(["bench", "speed", "--seeds", "3", "4"]) == 0
+    assert calls["bench"] == ("speed", {"out": None, "quick": False, "seeds": [3, 4]})
     assert main(["train", "ring", "--steps", "3", "--out", str(tmp_path)]) == 0
     assert calls["train"] == ("ring", str(tmp_path), {"steps": 3, "seed": 0})
     assert "3 steps" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from boltzmix.benchmarks.digits_families import FAMILIES, grey_levels
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings, run_sections
 from boltzmix.benchmarks.targets import Grid
+from boltzmix.compose.kernels import HMC
 from boltzmix.compose.product import product
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers.mcmc import MCMC
@@ -55,7 +56,7 @@ def plane(report: Report, settings: Settings) -> None:
     task = "flow × autoregressive × classifier, in the plane"
     report.tell(task, "MMD², 99 % quantile of exact pairs", floor)
     report.tell(task, "log Z of the formula, by the grid", log_z)
-    for name, sampler in {"SMC": SMC(), "HMC": MCMC(warmup=300, draws=100)}.items():
+    for name, sampler in {"SMC": SMC(), "HMC": MCMC(HMC(), warmup=300, draws=100)}.items():
         values, errors = [], []
         for seed in settings.seeds:
             many: dict[str, Any] = {"chains": n // 20} if name == "HMC" else {"n": 4 * n}
@@ -172,7 +173,7 @@ def components(report: Report, settings: Settings) -> None:
             )  # fmt: skip
         start = flow.sample(n // 20, torch.Generator().manual_seed(k))
         chains = sample(
-            formula, chains=n // 20, sampler=MCMC(warmup=400, draws=200), init=start, seed=0, progress=False
+            formula, chains=n // 20, sampler=MCMC(HMC(), warmup=400, draws=200), init=start, seed=0, progress=False
         )
         assert isinstance(chains.x, Tensor)
         by_hmc = chains.x[:, 9::10].flatten(0, 1)

@@ -7,6 +7,7 @@
         before = state
         state, info = kernel.step(target, before, tuner.tune, kernel.noise(before, generator))
         tuner.update(before, state, info)
+        state = tuner.carry(state)
     tuned = kernel.tuned(tuner.finish())
 """
 
@@ -27,6 +28,10 @@ class Tuner:
     def update(self, before: State, state: State, info: Info) -> None:
         """Learn from a transition of the warm-up."""
         raise NotImplementedError
+
+    def carry(self, state: State) -> State:
+        """The state to go on with, after :meth:`update`: another one where what a state holds is adapted, too."""
+        return state
 
     def finish(self) -> Tune:
         """The tuning to keep, after the last transition of the warm-up."""
@@ -50,3 +55,8 @@ class Adaptation:
     ) -> Tuner:
         """A tuner for ``warmup`` transitions from ``state``."""
         raise NotImplementedError
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -3,14 +3,14 @@
 ======  ===================================================================
 phase   adapts
 ======  ===================================================================
-first   the step size, until chains have found the typical set
+first   the step size, until chains have found the typical set; a third of the way, a first
+        diagonal mass from draws and scores, which sees scales before chains have crossed them
 middle  step size, and in windows of doubling width the inverse mass
 last    the step size for the final mass
 ======  ===================================================================
 
-Draws of all chains estimate one mass together. In the first half every chain has a step size of its own, so that one in
-the tails does not hold back the others; then they share the median as a new start, and the average over chains adapts
-it.
+Draws of all chains estimate one mass together. Until the last window every chain has a step size of its own, so that
+one in the tails does not hold back the others; then they share one, and the average acceptance over chains adapts it.
 """
 
 from dataclasses import dataclass
@@ -19,27 +19,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
 from boltzmix.compose.adaptation.dual_averaging import DualAveraging
-from boltzmix.compose.adaptation.moments import Moments
+from boltzmix.compose.adaptation.masses import ESTIMATORS, MASSES, MassEstimate
 from boltzmix.compose.kernels.base import Info, Kernel, State, Target, Tune
-from boltzmix.compose.kernels.mass import Diagonal, Mass
+from boltzmix.compose.kernels.mass import Mass, mass_from
 
 
 @dataclass(frozen=True)
 class Windows(Adaptation):
-    """Dual averaging of the step size and a mass estimated in windows.
+    """Dual averaging of the step size, and an inverse mass estimated in windows of doubling width.
 
     Args:
-        mass: ``"diagonal"`` or None, which leaves the kernel's own.
+        mass: ``"diagonal"``, ``"dense"`` (for up to some hundreds of correlated coordinates), ``"low-rank"``
+            (for more), or None, which leaves the kernel's own; a mass that the kernel was given is left, too.
+        estimator: ``"welford"`` from the variance of draws, or ``"fisher"`` from draws and scores, which needs fewer
+            draws; :mod:`boltzmix.compose.adaptation.masses` has the formulas.
+        target_acceptance: that the step size aims at; None is the kernel's own.
+
+    Example:
+        >>> import torch
+        >>> from boltzmix.compose import HMC, MCMC, Gaussian, sample
+        >>> p = Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.99], [0.99, 1.0]]))
+        >>> draw = sample(p, chains=4, sampler=MCMC(HMC(), draws=100, adapt=Windows(mass="dense")), seed=0)
+        >>> tuple(draw.x.shape)
+        (4, 100, 2)
     """
 
     mass: str | None = "diagonal"
+    estimator: str = "welford"
+    target_acceptance: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names and an acceptance outside (0, 1)."""
+        if self.mass is not None and self.mass not in MASSES:
+            raise ValueError(f"mass is one of {MASSES} or None, got {self.mass!r}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is one of {ESTIMATORS}, got {self.estimator!r}")
+        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
+            raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {self.target_acceptance!r}")
 
     def begin(
         self, kernel: Kernel, target: Target, state: State, warmup: int, generator: torch.Generator | None
     ) -> "WindowTuner":
-        """A tuner for ``warmup`` transitions from ``state``."""
+        """A tuner for ``warmup`` transitions from ``state``.
+
+        Raises:
+            ValueError: the kernel has a step size of its own.
+        """
+        if kernel.step_size is not None:
+            raise ValueError(
+                f"{type(kernel).__name__}(step_size={kernel.step_size!r}) leaves nothing to adapt; leave step_size out"
+            )
+        if self.mass is not None and self.estimator == "fisher" and not bool(torch.isfinite(state.score).all()):
+            raise ValueError(f"estimator='fisher' needs scores and {type(kernel).__name__} has none; use 'welford'")
         return WindowTuner(self, kernel, state, warmup)
 
 
@@ -69,71 +102,70 @@ class WindowTuner(Tuner):
     def __init__(self, settings: Windows, kernel: Kernel, state: State, warmup: int) -> None:
         """Begin with small step sizes and the kernel's own mass."""
         x = state.x
-        self.warmup, self.step = warmup, 0
-        self.first, self.ends = window_ends(warmup) if settings.mass else (warmup, [])
-        self.fresh = kernel.initial_step_size(x.shape[1])
+        self.step, self.settings, self.like = 0, settings, x
         self.mass: Mass | None = kernel.inverse_mass  # pyright: ignore[reportAttributeAccessIssue]
-        self.adapts = kernel.step_size is None
-        guess = torch.full((x.shape[0],), kernel.step_size or 0.1 * self.fresh, dtype=x.dtype, device=x.device)
-        self.averaging = DualAveraging(guess, kernel.target_acceptance)
-        self.moments = Moments(x)
+        windowed = settings.mass is not None and self.mass is None
+        self.first, self.ends = window_ends(warmup) if windowed else (warmup, [])
+        self.early = self.first // 3 if self.ends and bool(torch.isfinite(state.score).all()) else 0
+        self.shared_from = self.ends[-2] if len(self.ends) > 1 else warmup // 2
+        self.fresh = kernel.initial_step_size(x.shape[1])
+        guess = torch.full((x.shape[0],), 0.1 * self.fresh, dtype=x.dtype, device=x.device)
+        self.averaging = DualAveraging(guess, settings.target_acceptance or kernel.target_acceptance)
+        self.window = self._empty()
         self._retune()
+
+    def _empty(self) -> MassEstimate:
+        if self.step < self.early:
+            return MassEstimate("diagonal", "fisher", self.like)
+        return MassEstimate(self.settings.mass or "diagonal", self.settings.estimator, self.like)
 
     def _retune(self) -> None:
         self.tune = Tune(self.averaging.step_size, self.mass)
 
     def update(self, before: State, state: State, info: Info) -> None:
         """Learn from a transition of the warm-up."""
-        if not self.adapts:
-            return
-        acceptance, half = info.acceptance, self.warmup // 2
-        if self.step == half:
-            self.averaging.restart(self._shared())
-        if self.step >= half:
+        acceptance = info.acceptance
+        if self.step == self.shared_from:
+            self.averaging.restart(torch.full_like(acceptance, float(self.averaging.averaged().median())))
+        if self.step >= self.shared_from:
             acceptance = acceptance.mean().expand_as(acceptance)
         self.averaging.update(acceptance)
         self.step += 1
-        if self.ends and self.first <= self.step - 1 < self.ends[-1]:
-            self.moments.update(state.x)
-            if self.step in self.ends:
-                self._estimate(state.x)
+        if self.step <= self.early or (self.ends and self.first < self.step <= self.ends[-1]):
+            self.window.update(state.x, state.score)
+            if self.step in (self.early, *self.ends):
+                self._close_window()
         self._retune()
 
-    def _shared(self) -> Tensor:
-        steps = self.averaging.averaged()
-        return torch.full_like(steps, float(steps.median()))
-
-    def _estimate(self, x: Tensor) -> None:
-        variance = self.moments.covariance().to(x)
-        self.moments = Moments(x)
-        if not bool((torch.isfinite(variance) & (variance > 0)).all()):
+    def _close_window(self) -> None:
+        mass, self.window = self.window.estimate(), self._empty()
+        if mass is None:
             return  # a coordinate that never moved says nothing of its scale
-        self.mass = Diagonal(variance)
+        self.mass = mass
         self.averaging.restart(torch.full_like(self.averaging.step_size, self.fresh))
 
     def finish(self) -> Tune:
         """The averaged step size and the last mass."""
-        self.tune = Tune(self.averaging.averaged() if self.adapts else self.averaging.step_size, self.mass)
+        self.tune = Tune(self.averaging.averaged(), self.mass)
         return self.tune
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which :meth:`restore` goes on."""
         averaging, count = self.averaging.snapshot()
-        moments, seen = self.moments.snapshot()
-        tensors = {f"averaging/{k}": v for k, v in averaging.items()} | {f"moments/{k}": v for k, v in moments.items()}
-        if isinstance(self.mass, Diagonal):
-            tensors["mass"] = self.mass.variance
-        return tensors, {"step": self.step, "averaging": count, "moments": seen}
+        window, seen = self.window.snapshot()
+        mass = {} if self.mass is None else self.mass.tensors()
+        tensors = {
+            f"{name}/{k}": v
+            for name, found in (("averaging", averaging), ("window", window), ("mass", mass))
+            for k, v in found.items()
+        }
+        return tensors, {"step": self.step, "averaging": count, "window": seen}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take up a snapshot."""
-
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-        self.averaging.restore(part("averaging/"), state["averaging"])
-        self.moments.restore(part("moments/"), state["moments"])
+        self.averaging.restore(part(tensors, "averaging/"), state["averaging"])
         self.step = state["step"]
-        if "mass" in tensors:
-            self.mass = Diagonal(tensors["mass"])
+        self.window = self._empty()
+        self.window.restore(part(tensors, "window/"), state["window"])
+        self.mass = mass_from(part(tensors, "mass/"))
         self._retune()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
 
 StateLike = TypeVar("StateLike", bound="State")
+KernelLike = TypeVar("KernelLike", bound="Kernel")
 
 
 class Target(Protocol):
@@ -44,9 +45,15 @@ class Target(Protocol):
         ...
 
 
+def energy_of(target: Target, x: Tensor) -> Tensor:
+    """−log p ``(N,)``, without the score where the target has a method ``energy`` for it."""
+    alone = getattr(target, "energy", None)
+    return target.energy_and_score(x)[0] if alone is None else alone(x)
+
+
 @dataclass(frozen=True)
 class State:
-    """Positions with the energy and score that the next step needs; ``energy`` is NaN where unused.
+    """Positions with the energy and score that the next step needs; either is NaN where the kernel has no use for it.
 
     Kernels that carry more from step to step (a momentum, replicas) subclass it; every field is a tensor whose first
     dimension is the chain.
@@ -58,22 +65,25 @@ class State:
 
     def select(self, rows: Tensor) -> Self:
         """The state at an index or mask of rows."""
-        return replace(self, **{name: tensor[rows] for name, tensor in self.tensors().items()})
+        return self.having({name: tensor[rows] for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Its fields by name: what a checkpoint holds."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def having(self, tensors: dict[str, Tensor]) -> Self:
+        """A state with these in the place of its own tensors of the same names."""
+        return replace(self, **tensors)
+
 
 def take(accepted: Tensor, proposal: StateLike, state: StateLike) -> StateLike:
     """The proposal in rows that are accepted and the old state in the others; neither is changed."""
     old = state.tensors()
-    return replace(
-        proposal,
-        **{
+    return proposal.having(
+        {
             name: torch.where(accepted.reshape(-1, *([1] * (new.ndim - 1))), new, old[name])
             for name, new in proposal.tensors().items()
-        },
+        }
     )
 
 
@@ -92,6 +102,30 @@ class Info:
     divergent: Tensor
     energy: Tensor | None = None
     num_leapfrog: Tensor | None = None
+
+
+class Recorder:
+    """What a kernel makes of the transitions after the warm-up, besides draws; see :meth:`Kernel.recorder`."""
+
+    def update(self, state: State, info: Info, tune: "Tune") -> None:
+        """Learn from a transition that ended in ``state``."""
+        raise NotImplementedError
+
+    def log_z(self) -> tuple[float, float] | None:
+        """log Z and its standard error, for kernels that know them."""
+        return None
+
+    def extra(self) -> dict[str, Any]:
+        """What goes to ``draw.info.extra``."""
+        return {}
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON from which :meth:`restore` goes on."""
+        raise NotImplementedError
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Take up what :meth:`snapshot` gave."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -171,6 +205,10 @@ class Kernel:
 
     #: whether the kernel accepts or rejects with energies, so that it leaves the target invariant
     adjusted = True
+    #: whether steps read scores; the others evaluate energies only, and their states' scores are NaN
+    uses_score = True
+    #: the coordinates that it moves: "real", "discrete", or "both"
+    moves = "real"
     #: acceptance that adaptation aims at
     target_acceptance = 0.75
     #: evaluations of one step
@@ -201,12 +239,16 @@ class Kernel:
             raise ValueError(f"starts have shape {tuple(x.shape)} and the target takes (N, {width})")
         if not x.is_floating_point():
             raise TypeError(f"starts are floating-point, got {x.dtype}; convert them with x.float()")
-        if self.adjusted:
+        self.check_columns(target)
+        if not self.uses_score:
+            energy, score = energy_of(target, x), torch.full_like(x, torch.nan)
+            good = torch.isfinite(energy)
+        elif self.adjusted:
             energy, score = target.energy_and_score(x)
+            good = torch.isfinite(score).all(-1) & torch.isfinite(energy)
         else:
-            score = target.score(x)
-            energy = x.new_full((x.shape[0],), torch.nan)
-        good = torch.isfinite(score).all(-1) & (torch.isfinite(energy) if self.adjusted else True)
+            energy, score = x.new_full((x.shape[0],), torch.nan), target.score(x)
+            good = torch.isfinite(score).all(-1)
         if not bool(good.all()):
             bad = (~good).nonzero()[:, 0]
             raise NonFinite(
@@ -214,6 +256,39 @@ class Kernel:
                 f"{int(bad[0])}: {x[bad[0]].flatten()[:6].tolist()}; start inside the support"
             )
         return self.attach(State(x, energy, score), generator)
+
+    def check_columns(self, target: Target) -> None:
+        """Refuse integer coordinates where real ones are moved, and the other way round.
+
+        Raises:
+            TypeError: the target has coordinates that the kernel cannot move.
+        """
+        levels = getattr(target, "levels", None)
+        if self.moves == "real" and levels is not None and bool((levels > 0).any()):
+            raise TypeError(
+                f"{type(self).__name__} moves real variables and {int((levels > 0).sum())} of {len(levels)} "
+                "coordinates are discrete: use Gibbs(), GibbsWithGradients() or DiscreteLangevin() where all are, and "
+                f'BlockGibbs({{"x": {type(self).__name__}(), "z": Gibbs()}}) where only some are'
+            )
+        if self.moves == "discrete" and (levels is None or not bool((levels > 0).all())):
+            real = "all" if levels is None else f"{int((levels == 0).sum())} of {len(levels)}"
+            raise TypeError(
+                f"{type(self).__name__} moves discrete variables and {real} coordinates are real: use HMC() or NUTS() "
+                f'where all are, and BlockGibbs({{"x": HMC(), "z": {type(self).__name__}()}}) where only some are'
+            )
+
+    def refresh(self, target: Target, state: StateLike, known: bool = False) -> StateLike:
+        """The state of chains that stand where they stood on another target, with what this kernel reads evaluated.
+
+        :class:`~boltzmix.compose.kernels.blocks.BlockGibbs` calls it after other variables have moved; ``known`` says
+        that the energy is right already.
+        """
+        if not self.uses_score:
+            return state if known else replace(state, energy=energy_of(target, state.x))
+        if not self.adjusted:
+            return replace(state, score=target.score(state.x))
+        energy, score = target.energy_and_score(state.x)
+        return replace(state, energy=energy, score=score)
 
     def attach(self, state: State, generator: torch.Generator | None = None) -> State:
         """A state with what the kernel carries besides positions, energies and scores (a fresh momentum, say)."""
@@ -255,14 +330,23 @@ class Kernel:
         """The kernel with a tuning as its hyper-parameters; step sizes of several chains become their median."""
         return replace(self, step_size=float(tune.step_size.median()), inverse_mass=tune.mass)
 
+    def recorder(self, target: Target, state: State, transitions: int) -> Recorder | None:
+        """What keeps a record of the ``transitions`` after the warm-up; None where draws say everything."""
+        return None
+
     def initial_step_size(self, dim: int) -> float:
         """A first guess for unit-variance targets in ``dim`` dimensions."""
         return dim**-0.25
 
 
-def metropolis(state: StateLike, proposal: StateLike, log_ratio: Tensor, uniform: Tensor) -> tuple[StateLike, Info]:
-    """Accept per chain with probability min(1, exp(log_ratio)), under the rules for non-finite values."""
-    finite = torch.isfinite(proposal.energy) & torch.isfinite(proposal.score).all(-1)
+def metropolis(
+    state: StateLike, proposal: StateLike, log_ratio: Tensor, uniform: Tensor, scored: bool = True
+) -> tuple[StateLike, Info]:
+    """Accept per chain with probability min(1, exp(log_ratio)), under the rules for non-finite values.
+
+    ``scored=False`` is for kernels that evaluate no scores.
+    """
+    finite = torch.isfinite(proposal.energy) & (torch.isfinite(proposal.score).all(-1) if scored else True)
     accepted = finite & (uniform.log() < log_ratio)
     divergent = ~(finite | (proposal.energy == torch.inf))
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)

@@ -5,44 +5,112 @@ With velocities in whitened units, :math:`v \sim N(0, I)`, and an inverse mass :
 :math:`v \mathrel{+}= \tfrac{\epsilon}{2} F^T s(x)`. The score is cached between steps: L leapfrogs cost L evaluations.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
 
+if TYPE_CHECKING:
+    from boltzmix.compose.adaptation.base import Adaptation
+
+_LONGEST = 1000  # leapfrogs of a random trajectory
+
+
+@dataclass(frozen=True)
+class Trajectory(Info):
+    """Where a trajectory ended, taken or not: position and whitened velocity ``(N, D)``, for adapting its length."""
+
+    end: Tensor | None = None
+    velocity: Tensor | None = None
+
 
 @dataclass(frozen=True)
 class HMC(Kernel):
     """Hamiltonian Monte Carlo (Duane et al., 1987; Neal, 2011).
 
+    Trajectories have a fixed number L of leapfrogs, or a random length: with ``num_leapfrog=None`` every transition
+    draws u ~ U(0, 1), the same for all chains, and takes L = ⌈2 u T / ε⌉ of them, T long in the mean (Hoffman, Radul
+    and Sountsov, 2021, *An adaptive MCMC scheme for setting trajectory lengths in HMC*).
+
     Args:
         step_size: ε, in units of x divided by the square root of the mass; None has it adapted.
-        num_leapfrog: L ≥ 1 steps of the integrator.
+        num_leapfrog: L ≥ 1 steps of the integrator; None for trajectories of random length.
         jitter: draw the step size of each chain from ε (1 ± 0.2), which keeps trajectories from resonating
             with a period of the target.
+        length: by keyword, the mean length T of random trajectories in the units of ε; None has it adapted by
+            :class:`~boltzmix.compose.adaptation.chees.ChEES`.
     """
 
-    num_leapfrog: int = 10
+    num_leapfrog: int | None = 10
     jitter: bool = True
+    length: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the trajectory."""
         super().__post_init__()
-        if isinstance(self.num_leapfrog, bool) or not isinstance(self.num_leapfrog, int) or self.num_leapfrog < 1:
-            raise ValueError(f"{type(self).__name__} needs num_leapfrog >= 1, got {self.num_leapfrog!r}")
+        count, name = self.num_leapfrog, type(self).__name__
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name} needs num_leapfrog >= 1, or None for random lengths, got {count!r}")
+        if self.length is not None and (count is not None or not 0 < self.length < float("inf")):
+            raise ValueError(
+                f"{name}'s length is positive and goes with num_leapfrog=None, got length={self.length!r} and "
+                f"num_leapfrog={count!r}"
+            )
 
     @property
     def evaluations_per_step(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """One for each leapfrog."""
-        return self.num_leapfrog
+        """One for each leapfrog; of random trajectories, the mean where it is known."""
+        if self.num_leapfrog is not None:
+            return self.num_leapfrog
+        return 1 if self.length is None or self.step_size is None else math.ceil(self.length / self.step_size)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a step size or a length is left to adapt."""
+        return self.step_size is None or (self.num_leapfrog is None and self.length is None)
+
+    def adaptation(self) -> "Adaptation":
+        """ChEES for random trajectories, windows otherwise."""
+        if self.num_leapfrog is not None or self.length is not None:
+            return super().adaptation()
+        from boltzmix.compose.adaptation.chees import ChEES
+
+        return ChEES()
+
+    def tune(self, like: Tensor | None = None) -> Tune:
+        """Tuning as given, without adaptation."""
+        if self.num_leapfrog is None and self.length is None:
+            raise ValueError("HMC(num_leapfrog=None) has no length: give one, or have it adapted by MCMC (adapt=True)")
+        found = super().tune(like)
+        return found if self.length is None else replace(found, length=torch.full_like(found.step_size, self.length))
+
+    def tuned(self, tune: Tune) -> Self:
+        """The kernel with a tuning as its hyper-parameters."""
+        found = super().tuned(tune)
+        return found if tune.length is None else replace(found, length=float(tune.length.median()))
+
+    def leapfrogs(self, tune: Tune, noise: Noise) -> int:
+        """The number of leapfrogs of one transition."""
+        if self.num_leapfrog is not None:
+            return self.num_leapfrog
+        length = self.length if tune.length is None else float(tune.length.median())
+        if length is None:
+            raise ValueError(
+                f"{type(self).__name__}(num_leapfrog=None) needs a length: MCMC adapts it, or give length="
+            )
+        share = float(noise.jitter.flatten()[0])
+        return min(max(1, math.ceil(2 * share * length / float(tune.step_size.median()))), _LONGEST)
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        """One trajectory of every chain; ``num_leapfrog`` evaluations."""
+        """One trajectory of every chain; one evaluation for each leapfrog."""
         step = _jittered(tune, noise, self.jitter)
         x, velocity = state.x, noise.normal + 0.5 * step * tune.pull(state.score)
-        for _ in range(self.num_leapfrog - 1):
+        count = self.leapfrogs(tune, noise)
+        for _ in range(count - 1):
             x = x + step * tune.push(velocity)
             velocity = velocity + step * tune.pull(target.score(x))
         x = x + step * tune.push(velocity)
@@ -50,8 +118,12 @@ class HMC(Kernel):
         velocity = velocity + 0.5 * step * tune.pull(score)
         before = state.energy + 0.5 * (noise.normal * noise.normal).sum(-1)
         after = energy + 0.5 * (velocity * velocity).sum(-1)
-        state, info = metropolis(state, State(x, energy, score), before - after, noise.uniform)
-        return state, replace(info, energy=torch.where(info.accepted, after, before))
+        proposal = State(x, energy, score)
+        state, info = metropolis(state, proposal, before - after, noise.uniform)
+        hamiltonian = torch.where(info.accepted, after, before)
+        random = self.num_leapfrog is None
+        used = torch.full_like(info.accepted, count, dtype=torch.long) if random else None
+        return state, Trajectory(info.acceptance, info.accepted, info.divergent, hamiltonian, used, x, velocity)
 
 
 @dataclass(frozen=True)
@@ -72,7 +144,7 @@ class UHMC(HMC):
         step = _jittered(tune, noise, self.jitter)
         x, velocity, score = state.x, noise.normal, state.score
         work: Tensor | float = 0.0
-        for _ in range(self.num_leapfrog):
+        for _ in range(self.leapfrogs(tune, noise)):
             velocity = velocity + 0.5 * step * tune.pull(score)
             shift = step * tune.push(velocity)
             x, before = x + shift, score

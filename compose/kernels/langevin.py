@@ -1,14 +1,27 @@
 r"""Langevin kernels: :math:`x' = x + h C s(x) + \sqrt{2 h}\, F \xi` with step size h and inverse mass C = F Fᵀ."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
 
+if TYPE_CHECKING:
+    from boltzmix.compose.adaptation.base import Adaptation
+
 
 @dataclass(frozen=True)
-class ULA(Kernel):
+class _Langevin(Kernel):
+    def adaptation(self) -> "Adaptation":
+        """Windows with scores: moves this short do not see the variance of wide coordinates in one window."""
+        from boltzmix.compose.adaptation.windows import Windows
+
+        return Windows(estimator="fisher")
+
+
+@dataclass(frozen=True)
+class ULA(_Langevin):
     """Unadjusted Langevin algorithm (Parisi, 1981; Roberts and Tweedie, 1996).
 
     Biased: on N(0, v) with unit mass the stationary variance is v / (1 − h / (2v)), so the relative error is
@@ -36,7 +49,7 @@ class ULA(Kernel):
 
 
 @dataclass(frozen=True)
-class MALA(Kernel):
+class MALA(_Langevin):
     r"""Metropolis-adjusted Langevin algorithm (Roberts and Tweedie, 1996).
 
     Proposals have variance 2h, so :math:`\log q(y | x) = -\|y - x - h s(x)\|^2 / 4h` up to a constant.

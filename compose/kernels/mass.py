@@ -180,3 +180,9 @@ def as_mass(value: "Mass | Tensor | None") -> Mass | None:
     if value.ndim > 2:
         raise ValueError(f"an inverse mass is variances (D,) or a covariance (D, D), got {tuple(value.shape)}")
     return Dense(value) if value.ndim == 2 else Diagonal(value)
+
+
+def mass_from(tensors: dict[str, Tensor]) -> Mass | None:
+    """The mass of which :meth:`Mass.tensors` gave these; None for none."""
+    kinds = {frozenset(f.name for f in fields(kind) if f.init): kind for kind in (Diagonal, Dense, LowRank)}
+    return kinds[frozenset(tensors)](**tensors) if tensors else None

@@ -34,9 +34,12 @@ class Request:
     progress: bool | None = None
     checkpoint: Path | None = None
 
-    def view(self) -> FlatView:
-        """A flat view of the target with its own counter."""
-        return FlatView(self.term, self.dtype, self.device, rows=self.n)
+    def view(self, discrete: bool = False, unconstrained: bool | None = None) -> FlatView:
+        """A flat view of the target with its own counter; ``discrete`` takes discrete variables, too.
+
+        ``unconstrained`` moves variables with a support in unconstrained coordinates, by default for static targets.
+        """
+        return FlatView(self.term, self.dtype, self.device, self.n, discrete, unconstrained)
 
     def fingerprint(self, sampler: "Sampler", view: FlatView) -> dict[str, Any]:
         """What identifies a run for its checkpoint: sampler, size, seed, and the target with its numbers."""

@@ -3,22 +3,23 @@
 import os
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner
-from boltzmix.compose.diagnostics import ess, rhat
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.advice import Facts, report
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.flat import FlatTarget, FlatView, require_energy
 from boltzmix.compose.kernels.base import Info, Kernel, State
-from boltzmix.compose.kernels.hmc import HMC
+from boltzmix.compose.kernels.nuts import NUTS
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, new_info
 from boltzmix.compose.samplers.chain_starts import chain_starts
+from boltzmix.compose.samplers.energies import Energies
 from boltzmix.compose.samplers.smc import check_kernel
 from boltzmix.compose.samplers.store import Store
 from boltzmix.compose.variable import first_tensor, map_state
@@ -32,9 +33,9 @@ class MCMC(Sampler):
     """Independent chains of one kernel; the draw is ``(chains, draws, *event)``.
 
     Args:
-        kernel: None is HMC() with an adapted step size and mass.
-        warmup: transitions that adapt and are thrown away; ``"auto"`` is 500 when something is adapted,
-            otherwise 0.
+        kernel: None is NUTS() with an adapted step size and mass.
+        warmup: transitions that adapt and are thrown away; ``"auto"`` is 500, or 0 for a kernel that
+            was given its step size.
         draws: transitions kept for each chain.
         adapt: True adapts what the kernel leaves open, in the way that suits it; an adaptation such as
             ``Windows(mass="dense")`` chooses the way; False runs the kernel exactly as given.
@@ -67,30 +68,32 @@ class MCMC(Sampler):
                 f"write {type(self.kernel).__name__}(step_size=…)"
             )
         if self.adapt is False and self.kernel is None:
-            raise ValueError("adapt=False needs a kernel with a step size, e.g. MCMC(HMC(step_size=0.1), adapt=False)")
+            raise ValueError("adapt=False needs a kernel with a step size, e.g. MCMC(NUTS(step_size=0.1), adapt=False)")
 
     def run(self, request: Request) -> Draw:
         """Warm up, then draw."""
         clock = time.perf_counter()
-        view = request.view()
-        kernel = self.kernel or HMC()
+        kernel = self.kernel or NUTS()
+        view = request.view(discrete=kernel.moves != "real", unconstrained=True)
         if kernel.adjusted:
             require_energy(view, f"{type(kernel).__name__}()")
         target = view.at(None)
-        adapts = self.adapt is not False and kernel.adapts
-        warmup = (500 if adapts else 0) if self.warmup == "auto" else int(self.warmup)
+        adapts = isinstance(self.adapt, Adaptation) or (self.adapt and kernel.adapts)
+        as_given = kernel.step_size is not None and not adapts
+        warmup = (0 if as_given else 500) if self.warmup == "auto" else int(self.warmup)
         if adapts and warmup == 0:
             raise ValueError("a step size of None is adapted during warm-up, and warmup=0 leaves no time for it")
         checkpoint = None
         if request.checkpoint is not None:
             checkpoint = Checkpoint(request.checkpoint, request.fingerprint(self, view))
         saved = None if checkpoint is None else checkpoint.load()
-        state = kernel.init(target, chain_starts(view, target, request), request.generator)
+        starts = chain_starts(view, target, request, kernel.uses_score)
+        state = kernel.init(target, starts, request.generator)
         run = _Run(self, kernel, target, state, warmup if adapts else 0, request)
         if saved is not None:
             run.restore(*saved, view, warmup)
         total = warmup + self.draws * self.thin
-        longest = max(1, min(_BLOCK, _NUMBERS // max(state.x.numel(), 1)))
+        longest = max(1, min(_BLOCK, _NUMBERS // max(max(t.numel() for t in state.tensors().values()), 1)))
         bar = Progress(f"MCMC({type(kernel).__name__})", request.progress)
         try:
             while run.step < total:
@@ -118,43 +121,33 @@ class MCMC(Sampler):
         info.step_size = float(run.tune.step_size.mean())
         info.evaluations = view.counter.rows / request.n
         info.network_rows = view.counter.network_rows / request.n
-        info.extra["warmup"] = warmup
+        info.extra["kernel"], info.extra["warmup"], info.extra["thin"] = type(run.kernel).__name__, warmup, self.thin
         info.extra["warmup_evaluations"] = run.warmup_rows / request.n
-        if run.energies.count:
-            info.extra["bfmi"] = run.energies.bfmi().tolist()
         x, stats = run.draws(view)
+        # a momentum that is kept in part makes energies move slowly whatever the target: E-BFMI is for fresh ones
+        refreshed = run.energies.count > 1 and not hasattr(run.state, "velocity")
+        bfmi = run.energies.bfmi() if refreshed else None
+        if bfmi is not None:
+            info.extra["bfmi"] = bfmi.tolist()
         if self.draws >= 4:
-            flat = torch.cat([t.flatten(2) for t in ([x] if isinstance(x, Tensor) else x.values())], 2)
-            info.ess = float(ess(flat).min())  # NaN when a coordinate never moved
-            worst = float(rhat(flat).max())
-            info.extra["rhat"] = worst
-            still = int((flat == flat[:, :1]).flatten(1).all(1).sum())
-            if still:
-                warnings.warn(
-                    f"MCMC: {still} of {request.n} chains never moved (mean acceptance {info.acceptance:.2g}), so "
-                    "their draws are one point: use a smaller step size, or adapt=True with step_size=None",
-                    SamplingWarning,
-                    stacklevel=4,
-                )
-            elif worst > 1.05:
-                warnings.warn(
-                    f"MCMC: R-hat is {worst:.3f} for the worst coordinate, so chains disagree: run longer, give them "
-                    "better starts with init=, or use SMC when the target has separated modes",
-                    SamplingWarning,
-                    stacklevel=4,
-                )
-        if run.divergences > 0.001 * request.n * total:
-            warnings.warn(
-                f"MCMC: {run.divergences} of {request.n * total} proposals were not finite and were rejected; the "
-                "target is undefined where the chains go: reparametrise it, or use a smaller step size",
-                SamplingWarning,
-                stacklevel=4,
-            )
+            found = report(x, stats, Facts(
+                kernel=run.kernel, warmup=warmup, transitions=request.n * total, divergences=run.divergences,
+                acceptance=run.acceptance / total, bfmi=bfmi, tune=run.tune, clamped=view.clamped,
+                separate=view.per_row,
+            ))  # fmt: skip
+            info.ess, info.extra["rhat"] = found.ess, found.rhat
+            info.extra["warnings"] = [finding.to_dict() for finding in found.findings]
+            for finding in found.findings:
+                warnings.warn(f"MCMC: {finding}", SamplingWarning, stacklevel=4)
+        evidence = None
+        if run.recorder is not None:
+            info.extra.update(run.recorder.extra())
+            evidence = run.recorder.log_z() if request.term.calibrated else None
         info.seconds = time.perf_counter() - clock
         like = first_tensor(x)
         weights = torch.zeros((request.n, self.draws), dtype=torch.get_default_dtype(), device=like.device)
         weights = weights.to(like) if like.is_floating_point() else weights
-        return Draw(x, weights, None, None, info, chains=True, stats=stats)
+        return Draw(x, weights, *(evidence or (None, None)), info, chains=True, stats=stats)
 
 
 class _Run:
@@ -173,6 +166,7 @@ class _Run:
         self.divergences, self.warmup_rows = 0, 0
         self.acceptance = torch.zeros(len(state.x), dtype=torch.float64, device=state.x.device)
         self.energies = Energies()
+        self.recorder = kernel.recorder(target, state, sampler.draws * sampler.thin)
         self.diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
         self.block: list[dict[str, Tensor]] = []
         self.store = Store(len(state.x), sampler.draws, None if sampler.out is None else Path(sampler.out))
@@ -185,8 +179,11 @@ class _Run:
         if warming:
             if self.tuner is not None:
                 self.tuner.update(before, self.state, info)
+                self.state = self.tuner.carry(self.state)
                 self.tune = self.tuner.tune
             return
+        if self.recorder is not None:
+            self.recorder.update(self.state, info, self.tune)
         self.acceptance += info.acceptance
         self.divergences += int(info.divergent.sum())
         self.diverging = self.diverging | info.divergent
@@ -243,6 +240,9 @@ class _Run:
         if self.tuner is not None:
             learned, record["tuner"] = self.tuner.snapshot()
             tensors |= {f"tuner/{k}": v for k, v in learned.items()}
+        if self.recorder is not None:
+            learned, record["recorder"] = self.recorder.snapshot()
+            tensors |= {f"recorder/{k}": v for k, v in learned.items()}
         return tensors, record
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], view: FlatView, warmup: int) -> None:
@@ -250,18 +250,17 @@ class _Run:
         self.generator.set_state(tensors.pop("generator"))
         tensors = {k: v.to(view.device) for k, v in tensors.items()}
 
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-        self.state = replace(self.state, **part("state/"))
+        self.state = self.state.having(part(tensors, "state/"))
         self.acceptance, self.diverging = tensors["acceptance"], tensors["diverging"]
         self.step, self.kept, self.divergences = record["step"], record["kept"], record["divergences"]
         self.warmup_rows = record["warmup_rows"]
-        self.energies.restore(part("energies/"), record["energies"])
-        self.store.restore(part("store/"), record["names"])
+        self.energies.restore(part(tensors, "energies/"), record["energies"])
+        self.store.restore(part(tensors, "store/"), record["names"])
         if self.tuner is not None:
-            self.tuner.restore(part("tuner/"), record["tuner"])
+            self.tuner.restore(part(tensors, "tuner/"), record["tuner"])
             self.tune = self.tuner.finish() if self.step >= warmup else self.tuner.tune
+        if self.recorder is not None:
+            self.recorder.restore(part(tensors, "recorder/"), record["recorder"])
         view.counter.rows, view.counter.network_rows = record["rows"], record["network_rows"]
 
 
@@ -273,39 +272,3 @@ def _statistics(state: State, info: Info, diverging: Tensor) -> dict[str, Tensor
     if info.num_leapfrog is not None:
         found["n_steps"] = info.num_leapfrog
     return found
-
-
-class Energies:
-    r"""Running energies of chains, for E-BFMI: :math:`\sum_n (H_n - H_{n-1})^2 / \sum_n (H_n - \bar H)^2`."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self.count = 0
-        self.last = self.mean = self.second = self.jumps = torch.zeros(0)
-
-    def update(self, energy: Tensor) -> None:
-        """Add the energies of one transition, ``(N,)``."""
-        energy = energy.double()
-        if not self.count:
-            self.last, self.mean = energy, torch.zeros_like(energy)
-            self.second, self.jumps = torch.zeros_like(energy), torch.zeros_like(energy)
-        self.count += 1
-        self.jumps = self.jumps + (energy - self.last) ** 2
-        shift = energy - self.mean
-        self.mean = self.mean + shift / self.count
-        self.second = self.second + shift * (energy - self.mean)
-        self.last = energy
-
-    def bfmi(self) -> Tensor:
-        """E-BFMI of each chain (Betancourt, 2016), as ArviZ normalises it: by n transitions."""
-        return (self.jumps / self.count) / (self.second / self.count)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds."""
-        return {"last": self.last, "mean": self.mean, "second": self.second, "jumps": self.jumps}
-
-    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
-        """Take up a snapshot."""
-        self.count = count
-        self.last, self.mean = tensors["last"], tensors["mean"]
-        self.second, self.jumps = tensors["second"], tensors["jumps"]

@@ -133,6 +133,7 @@ class TemperedPath(Path):
         self.base, self._draw = base, draw
         self.has_energy = True
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._at: Tensor | None = None  # where
 
     def start(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draws of the base."""
@@ -142,7 +143,7 @@ class TemperedPath(Path):
         """Energies and scores at λ, remembering the parts."""
         base_energy, base_score = self.base(x)
         energy, score = self.view.at(None).energy_and_score(x)
-        self._last = (base_energy, base_score, energy, score)
+        self._last, self._at = (base_energy, base_score, energy, score), x
         return _join(self._last, weight)
 
     def evaluate(self, x: Tensor, u: float) -> Point:
@@ -162,15 +163,21 @@ class TemperedPath(Path):
         return _TemperedTarget(self, u)
 
     def after(self, before: Point, x: Tensor, energy: Tensor, score: Tensor, accepted: Tensor) -> Point:
-        """Take the parts of accepted proposals from the step's last evaluation, if that was the proposal."""
-        last, self._last = self._last, None
-        if before.parts is None or last is None or last[0].shape != energy.shape:
+        """Take the parts of rows that moved from the step's last evaluation, if that is where they moved to.
+
+        The last evaluation of a trajectory that chooses among its points (NUTS) is elsewhere: those are evaluated anew.
+        """
+        last, at, self._last, self._at = self._last, self._at, None, None
+        if before.parts is None or last is None or at is None or at.shape != x.shape:
             return Point(x, energy, score)
-        column = accepted[:, None]
+        there = (x == at).all(1)
+        if not bool((there | (x == before.x).all(1)).all()):
+            return Point(x, energy, score)
+        column = there[:, None]
         parts = (
-            torch.where(accepted, last[0], before.parts[0]),
+            torch.where(there, last[0], before.parts[0]),
             torch.where(column, last[1], before.parts[1]),
-            torch.where(accepted, last[2], before.parts[2]),
+            torch.where(there, last[2], before.parts[2]),
             torch.where(column, last[3], before.parts[3]),
         )
         return Point(x, energy, score, parts)

@@ -291,7 +291,7 @@ def _finish(
         if sampler.final_moves:
             move(path, plan, run, request.generator, sampler.final_moves)
     else:
-        _warn_if_undefined(request.term, run.point)
+        _warn_if_undefined(request.term, run.point, plan.kernel.uses_score)
     refuse_growing_tails(request.term, view, run.point)
     levels = run.levels
     info.levels = levels
@@ -305,8 +305,8 @@ def _finish(
     return Draw(x, weights, log_z, log_z_se, info, frames_of(view, run.frames))
 
 
-def _warn_if_undefined(term: Term, point: Point) -> None:
-    good = torch.isfinite(point.score).all(1) & ~torch.isinf(point.energy)
+def _warn_if_undefined(term: Term, point: Point, scores: bool) -> None:
+    good = torch.isfinite(point.score).all(1) & ~torch.isinf(point.energy) if scores else torch.isfinite(point.energy)
     lost = int((~good).sum())
     if lost == len(good):
         raise NonFinite(f"{term.name()}: every draw ended where the density is zero or undefined; use SMC")

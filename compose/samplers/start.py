@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.errors import MissingEnergy, NotNormalizable, ScopeError
+from boltzmix.compose.errors import MissingEnergy, NonFinite, NotNormalizable, ScopeError
 from boltzmix.compose.flat import FlatView, require_energy
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels.hmc import HMC
@@ -23,8 +23,9 @@ from boltzmix.compose.samplers.path import (
     noise_path,
     strengths,
 )
+from boltzmix.compose.supports import Support, describe, identity
 from boltzmix.compose.term import Term
-from boltzmix.compose.variable import describe_variables
+from boltzmix.compose.variable import Variable, describe_variables
 
 _PROBES = 256
 
@@ -113,10 +114,15 @@ def candidates(term: Term) -> list[Term]:
 def _exact_start(view: FlatView, request: Request, probes: int, least: float) -> tuple[Term, float] | None:
     best: tuple[Term, float] | None = None
     for base in candidates(view.term):
-        x = view.ravel(_cast(base.sample(probes, request.generator), view))
+        if base.variables != view.term.variables and view.transformed:
+            continue  # draws of a factor with a wider support leave the target's
+        try:
+            x = view.ravel(_cast(base.sample(probes, request.generator), view))
+        except ValueError:
+            continue  # its draws round onto an edge
         energy = view.at(None).energy(x)
         with torch.no_grad():
-            own = base._energy(view.unravel(x), None)
+            own = view.energy_of(base, x)
         share = effective_fraction(own - energy)
         if share >= least and (best is None or share > best[1]):
             best = (base, share)
@@ -132,17 +138,22 @@ def _cast(x: Any, view: FlatView) -> Any:
 def tempered(view: FlatView, base: Term) -> TemperedPath:
     """The geometric path from a normalised term that can be sampled."""
     rows_each = base._rows()
+    flat = base.gaussian if isinstance(base, FlatGaussian) else None
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         view.counter.network_rows += x.shape[0] * rows_each
         with torch.no_grad():
-            energy, score = base._energy_and_score(view.unravel(x), None)
-        return energy, view.ravel(score)
+            if flat is not None:
+                return flat._energy_and_score(x, None)
+            return view.energy_and_score_of(base, x)
 
     def draw(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        x = view.ravel(_cast(base.sample(n, generator), view))
+        if flat is not None:
+            x = flat.sample(n, generator).to(dtype=view.dtype, device=view.device)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            x = view.ravel(_cast(base.sample(n, generator), view))
         with torch.no_grad():
-            return x, -base._energy(view.unravel(x), None)
+            return x, -(flat._energy(x, None) if flat is not None else view.energy_of(base, x))
 
     path = TemperedPath(view, evaluate, draw)
     path.base_term = base  # pyright: ignore[reportAttributeAccessIssue]
@@ -150,7 +161,7 @@ def tempered(view: FlatView, base: Term) -> TemperedPath:
 
 
 class FlatGaussian(Term):
-    """A Gaussian over the flat coordinates of a view, as a base for a geometric path."""
+    """A Gaussian over the flat coordinates of a view, as a base for a geometric path: unconstrained ones."""
 
     samplable = True
     normalized = True
@@ -159,14 +170,6 @@ class FlatGaussian(Term):
         super().__init__()
         self.variables = view.term.variables
         self.gaussian = gaussian
-        self._view = view
-
-    def _energy_and_score(self, x: Any, sigma: Any) -> tuple[Tensor, Any]:
-        energy, score = self.gaussian._energy_and_score(self._view.ravel(x), None)
-        return energy, self._view.unravel(score)
-
-    def _sample(self, n: int, generator: torch.Generator | None) -> Any:
-        return self._view.unravel(self.gaussian.sample(n, generator).to(self._view.dtype))  # pyright: ignore[reportAttributeAccessIssue]
 
     def name(self) -> str:
         return "a fitted Gaussian"
@@ -185,27 +188,62 @@ def _check_init(view: FlatView, init: Term) -> Term:
             f"{describe_variables(view.term.variables)}"
         )
     unite([init.variables, view.term.variables])
+    own, theirs = _supports(view.term), _supports(init)
+    if view.transformed and any(identity(own[name]) != identity(theirs[name]) for name in own):
+        where = [{name: describe(support) for name, support in each.items()} for each in (theirs, own)]
+        raise ValueError(
+            f"init lives on {where[0]} and the target on {where[1]}: a path between them needs one support; use a "
+            "distribution with that of the target, e.g. term(Gamma(…))"
+        )
     require_energy(view, "a path from init")
     if view.dim != view.full_dim:
         raise ValueError("init= and a Clamp do not go together: the start would not respect the clamped coordinates")
     return init
 
 
+def _supports(term: Term) -> dict[str, Support]:
+    own = {"x": term.variables} if isinstance(term.variables, Variable) else term.variables
+    return {name: variable.support for name, variable in sorted(own.items())}
+
+
 def _reference(view: FlatView, request: Request) -> Term:
-    """A Gaussian matched to a short pilot run, with its covariance inflated."""
-    zero = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
-    broad = FlatGaussian(view, Gaussian(zero, 25.0))
+    """A Gaussian matched to a short pilot run, with its covariance inflated.
+
+    Pilots start from N(0, 5² I) and N(0, 50² I). Both estimate the same integral, so a wide one that finds more of it
+    has seen modes that the narrow one has missed; where they agree, the one with the smaller standard error is taken.
+    """
     size = min(512, max(128, request.n))
-    pilot = Plan(HMC(num_leapfrog=3), cess=0.9, max_levels=400)
-    path = tempered(view, broad)
-    run = descend(path, pilot, begin(path, pilot, size, request.generator), request.generator)
-    run.point = run.point.select(run.cloud.resample(request.generator))
-    move(path, pilot, run, request.generator, 5)
-    x = run.point.x
+    narrow = _pilot(view, request, 5.0, size)
+    assert narrow is not None
+    wide = _pilot(view, request, 50.0, size)
+    x, _, error = narrow
+    if wide is not None:
+        gain, spread = wide[1] - narrow[1], math.hypot(wide[2], narrow[2])
+        if gain > spread or (gain > -spread and wide[2] < narrow[2]):
+            x, _, error = wide
     mean, centred = x.mean(0), x - x.mean(0)
     if size >= 4 * view.dim:
         covariance = 1.5 * centred.mT @ centred / (size - 1)
-        covariance = 0.95 * covariance + 0.05 * torch.diag(covariance.diag())
+        families = 1.0 / (error * error + 1.0 / size)  # few of them show correlations that are not there
+        share = max(0.05, view.dim / (view.dim + families))
+        covariance = (1.0 - share) * covariance + share * torch.diag(covariance.diag())
     else:
         covariance = 1.5 * centred.var(0).clamp(min=1e-12)
     return FlatGaussian(view, Gaussian(mean, covariance))
+
+
+def _pilot(view: FlatView, request: Request, scale: float, size: int) -> tuple[Tensor, float, float] | None:
+    """Particles of a run from N(0, scale² I), log Z and its standard error; None where a wide one meets no density."""
+    zero = torch.zeros(view.dim, dtype=view.dtype, device=view.device)
+    plan = Plan(HMC(num_leapfrog=3), cess=0.9, max_levels=400)
+    path = tempered(view, FlatGaussian(view, Gaussian(zero, scale * scale)))
+    try:
+        run = descend(path, plan, begin(path, plan, size, request.generator), request.generator)
+    except (NonFinite, NotNormalizable):
+        if scale > 5.0:
+            return None
+        raise
+    log_z, error = run.cloud.log_z, run.cloud.log_z_se()
+    run.point = run.point.select(run.cloud.resample(request.generator))
+    move(path, plan, run, request.generator, 5)
+    return run.point.x, log_z, error

@@ -99,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("suite", metavar="SUITE", help=f"one of {', '.join(_suites())}")
     bench.add_argument("--quick", action="store_true", help="smaller sizes, to see that everything runs")
     bench.add_argument("--out", metavar="DIR", help="where to write (default: runs/SUITE/TIME)")
-    bench.add_argument("--seeds", type=_positive, default=5, help="how many seeds (default: 5)")
+    bench.add_argument(
+        "--seeds", metavar="N", type=int, nargs="+", default=[5], help="how many (default: 5), or, of several, which"
+    )
+    bench.add_argument("--only", metavar="PART", nargs="+", help="some parts of the suite, by the names in its table")
     bench.set_defaults(run=_bench)
 
     train = commands.add_parser(
@@ -151,7 +154,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from boltzmix.benchmarks import run_suite
 
-    report: Any = run_suite(arguments.suite, out=arguments.out, quick=arguments.quick, seeds=arguments.seeds)
+    options: dict[str, Any] = {} if arguments.only is None else {"only": arguments.only}
+    seeds = arguments.seeds[0] if len(arguments.seeds) == 1 else arguments.seeds
+    report: Any = run_suite(arguments.suite, out=arguments.out, quick=arguments.quick, seeds=seeds, **options)
     return 0 if report is not None else 1
 
 

@@ -4,6 +4,7 @@ import builtins
 import json
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -54,6 +55,7 @@ def test_files_hold_everything(name, tmp_path):
         assert_same_state(one, other)
     assert repr(draw.info) == repr(again.info)
     assert draw.summary() == again.summary()
+    assert_same_state(draw.stats, again.stats)
     assert len(again) == len(draw)
     assert [f.name for f in file.parent.iterdir()] == ["draw.safetensors"], "temporary files are left behind"
 
@@ -123,11 +125,47 @@ def test_draws_go_to_arviz():
     made = dict(draws())
     assert made["particles"].to_arviz().posterior["x"].shape == (1, 32, 2)
     assert made["chains"].to_arviz().posterior["x"].shape == (3, 20, 2)
+    assert not hasattr(made["particles"].to_arviz(), "sample_stats")
+    stats = made["chains"].to_arviz().sample_stats
+    assert {"lp", "energy", "diverging", "acceptance_rate"} <= set(stats.data_vars)
+    assert all(values.dims == ("chain", "draw") for values in stats.data_vars.values())
     named = made["named chains"].to_arviz()
+    assert named.posterior["b"].dims == ("chain", "draw", "b_dim_0")
     assert {k: v.shape for k, v in named.posterior.data_vars.items()} == {"a": (3, 20, 2), "b": (3, 20, 3)}
     assert named.attrs["sampler"] == "MCMC"
     with pytest.raises(ValueError, match="resample=True"):
         made["weights"].to_arviz()
+
+
+def test_every_type_goes_to_arviz_and_through_files(tmp_path):
+    arviz = pytest.importorskip("arviz")
+    g = torch.Generator().manual_seed(0)
+    x = {
+        "half": torch.randn(12, 6, generator=g).bfloat16(),
+        "double": torch.randn(12, 6, 2, 3, generator=g).double(),
+        "spins": torch.randint(0, 2, (12, 6, 4), generator=g),
+        "on": torch.rand(12, 6, generator=g) < 0.5,
+    }
+    stats = {"lp": torch.randn(12, 6, generator=g), "n_steps": torch.ones(12, 6, dtype=torch.long)}
+    draw = Draw(x, torch.zeros(12, 6), None, None, RunInfo("MCMC", seed=3), chains=True, stats=stats)
+    again = Draw.load(draw.save(tmp_path / "draw"))
+    assert_same_state(x, again.x)
+    assert_same_state(stats, again.stats)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # ArviZ warns of more chains than draws
+        found = again.to_arviz()
+    assert found.posterior["double"].dims == ("chain", "draw", "double_dim_0", "double_dim_1")
+    assert found.posterior["spins"].dtype.kind == "i"
+    assert found.attrs["seed"] == 3
+    assert found.sample_stats["n_steps"].values.sum() == 72
+    table = arviz.summary(found, var_names=["double"], kind="diagnostics", round_to="none")
+    ours = draw.summary()
+    assert [name.replace(", ", ",") for name in table.index] == [r for r in ours.rows if r.startswith("double")]
+    for name, row in zip(table.index, table["ess_bulk"], strict=True):
+        assert ours[name.replace(", ", ","), "ess_bulk"] == pytest.approx(row, rel=1e-6)
+    bad = Draw({"chain": x["double"]}, torch.zeros(12, 6), None, None, RunInfo("MCMC"), chains=True)
+    with pytest.raises(ValueError, match="variable is called 'chain'"):
+        bad.to_arviz()
 
 
 def test_a_missing_arviz_names_the_install(monkeypatch):
@@ -146,11 +184,3 @@ def test_a_missing_arviz_names_the_install(monkeypatch):
 def test_animating_needs_a_record(tmp_path):
     with pytest.raises(ValueError, match="record=True"):
         sample(P, 8, seed=0).animate(tmp_path / "x.gif")
-
-
-def test_summaries_say_what_was_done():
-    made = dict(draws())
-    assert "32 draws by SMC" in made["particles"].summary()
-    assert "log Z" in made["particles"].summary()
-    assert "3 chains by MCMC" in made["chains"].summary()
-    assert "unknown" in made["chains"].summary()

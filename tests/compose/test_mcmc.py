@@ -15,7 +15,7 @@ from boltzmix.compose.diagnostics import ess
 from boltzmix.compose.errors import MissingEnergy, NonFinite, SamplingWarning
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
-from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, draw_noise
+from boltzmix.compose.kernels import HMC, MALA, NUTS, UHMC, ULA, draw_noise
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import MCMC, base
 
@@ -38,7 +38,7 @@ def test_moments_are_right_and_the_step_size_hits_its_target(kernel, warmup, dra
     assert draw.chains
     assert draw.log_z is None
     assert draw.log_weights.shape == (16, draws)
-    goal = (kernel or HMC()).target_acceptance
+    goal = (kernel or NUTS()).target_acceptance
     # the average of log step sizes sits below the step of the average acceptance, which falls steeply there
     assert -0.03 < draw.info.acceptance - goal < 0.07
     sizes = ess(draw.x)
@@ -199,7 +199,7 @@ def test_named_variables_and_images_come_back_in_shape():
 
 def test_score_only_terms_need_unadjusted_kernels():
     score_only = term(lambda x: -x, kind="score", event_shape=2)
-    with pytest.raises(MissingEnergy, match=r"HMC\(\) needs energies"):
+    with pytest.raises(MissingEnergy, match=r"NUTS\(\) needs energies"):
         sample(score_only, chains=2)
     assert sample(score_only, chains=2, sampler=MCMC(ULA(step_size=0.1), draws=5), seed=0).x.shape == (2, 5, 2)
 

@@ -169,9 +169,9 @@ def test_a_draw_plots_and_animates_its_path(tmp_path):
         assert gif.n_frames > 2
 
 
-def test_chains_are_drawn_together():
+def test_states_of_chains_are_drawn_together():
     chains = Draw(torch.zeros(3, 5, 2), torch.zeros(3, 5), None, None, RunInfo("MCMC"), chains=True)
-    (points,) = (c for ax in chains.plot().axes for c in ax.collections)
+    (points,) = (c for ax in chains.plot(kind="states").axes for c in ax.collections)
     assert len(points.get_offsets()) == 15
 
 

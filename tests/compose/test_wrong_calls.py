@@ -32,6 +32,7 @@ from boltzmix.compose import (
     term,
 )
 from boltzmix.compose.closed_form import gaussian_product
+from boltzmix.compose.kernels import HMC
 
 P = Gaussian(torch.zeros(2), 1.0)
 Q = Gaussian(torch.ones(2), 2.0)
@@ -342,7 +343,11 @@ CALLS = {
         ["no finite integral"],
     ),
     "overriding a public method": (subclass_with_energy, TypeError, ["Mine", "energy", "_energy"]),
-    "integer variables in a flat view": (lambda: ravel(TOKENS), TypeError, ["discrete", "real variables"]),
+    "integer variables under HMC": (
+        lambda: HMC(step_size=0.1).init(ravel(TOKENS), torch.zeros(1, *TOKENS.event_shape)),
+        TypeError,
+        ["HMC moves real", "discrete", "Gibbs()"],
+    ),
     # wrappers and constraints
     "affine scale zero": (lambda: affine(P, 0.0, 0.0), ValueError, ["scale", "zero", "[0.0]"]),
     "affine scale shape": (lambda: affine(P, 0.0, torch.ones(3)), ValueError, ["scale", "(2,)", "(3,)"]),

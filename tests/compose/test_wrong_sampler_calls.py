@@ -266,7 +266,7 @@ CALLS = {
     "a warmup of 'long'": (lambda: MCMC(warmup="long"), ValueError, ["warmup", "'long'"]),
     "no thinning": (lambda: MCMC(thin=0), ValueError, ["thin", "got 0"]),
     "no adaptation and no step": (lambda: MCMC(HMC(), adapt=False), ValueError, ["adapt=False", "HMC(step_size="]),
-    "no adaptation and no kernel": (lambda: MCMC(adapt=False), ValueError, ["adapt=False", "MCMC(HMC(step_size="]),
+    "no adaptation and no kernel": (lambda: MCMC(adapt=False), ValueError, ["adapt=False", "MCMC(NUTS(step_size="]),
     "no time to adapt": (
         lambda: sample(P, chains=2, sampler=MCMC(HMC(), warmup=0)),
         ValueError,

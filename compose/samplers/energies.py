@@ -1,0 +1,44 @@
+r"""Running energies of chains, whose E-BFMI thinning cannot spoil."""
+
+import torch
+from torch import Tensor
+
+
+class Energies:
+    r"""Sums for E-BFMI over every transition, kept or not.
+
+    :math:`\sum_n (H_n - H_{n-1})^2 / \sum_n (H_n - \bar H)^2` needs consecutive energies, which thinned draws no longer
+    hold; of draws that are not thinned :func:`boltzmix.compose.diagnostics.bfmi` says the same.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.count = 0
+        self.last = self.mean = self.second = self.jumps = torch.zeros(0)
+
+    def update(self, energy: Tensor) -> None:
+        """Add the energies of one transition, ``(N,)``."""
+        energy = energy.double()
+        if not self.count:
+            self.last, self.mean = energy, torch.zeros_like(energy)
+            self.second, self.jumps = torch.zeros_like(energy), torch.zeros_like(energy)
+        self.count += 1
+        self.jumps = self.jumps + (energy - self.last) ** 2
+        shift = energy - self.mean
+        self.mean = self.mean + shift / self.count
+        self.second = self.second + shift * (energy - self.mean)
+        self.last = energy
+
+    def bfmi(self) -> Tensor:
+        """E-BFMI of each chain, ``(N,)``; NaN where the energy never changed."""
+        return self.jumps / self.second
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        return {"last": self.last, "mean": self.mean, "second": self.second, "jumps": self.jumps}
+
+    def restore(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Take up a snapshot."""
+        self.count = count
+        self.last, self.mean = tensors["last"], tensors["mean"]
+        self.second, self.jumps = tensors["second"], tensors["jumps"]
