@@ -1,6 +1,6 @@
 """Terms, the algebra over them, kernels and samplers."""
 
-from boltzmix.compose.adaptation import ChEES, Microcanonical, Temperatures, Windows, window_adaptation
+from boltzmix.compose.adaptation import BlockAdaptation, ChEES, Microcanonical, Temperatures, Windows, window_adaptation
 from boltzmix.compose.box import Box
 from boltzmix.compose.calibration import calibrate
 from boltzmix.compose.callables import term
@@ -59,6 +59,7 @@ __all__ = [
     "ULA",
     "Annealed",
     "Barker",
+    "BlockAdaptation",
     "BlockGibbs",
     "Box",
     "ChEES",

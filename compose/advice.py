@@ -17,6 +17,7 @@ from boltzmix.compose.disagreement import MANY, RHAT, RHAT_OF_MANY, cause_of_dis
 from boltzmix.compose.variable import State
 
 _BFMI = 0.3
+_RUN_AWAY = 1e6  # a coordinate as large as that, on trajectories that do not turn, may have nothing to hold it
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,17 @@ class _Look:
             return []
         rate = self.facts.acceptance
         said = "" if rate is None else f" (mean acceptance {float(rate.mean()):.2g})"
+        remedy = (
+            "use a smaller step size, or adapt=True with step_size=None; where only some chains are stuck, give "
+            "them better starts with init="
+        )
+        if getattr(self.facts.kernel, "moves", "real") == "discrete":
+            remedy = f"their neighbours are too improbable: {self.better_kernel()}, or use ParallelTempering()"
         return [
             Finding(
                 "stuck",
                 f"{count} of {self.chains} chains never moved{said}, so their draws are one point",
-                "use a smaller step size, or adapt=True with step_size=None; where only some chains are stuck, give "
-                "them better starts with init=",
+                remedy,
             )
         ]
 
@@ -308,7 +314,7 @@ class _Look:
         """What helps chains that move slowly."""
         kernel, rate = self.facts.kernel, self.facts.acceptance
         if getattr(kernel, "moves", "real") == "discrete":
-            return "update several coordinates jointly with Gibbs(blocks=…), or use ParallelTempering()"
+            return "update several coordinates jointly with Gibbs(blocks=…)"
         if getattr(kernel, "moves", "real") == "both":
             return "give variables that depend on each other one kernel, or take another parametrisation"
         if getattr(kernel, "step_size", None) is not None:
@@ -317,6 +323,14 @@ class _Look:
         if self.facts.name == "NUTS":
             return 'reparametrise, or try a dense mass: adapt=Windows(mass="dense")'
         return 'use NUTS(), a dense mass with adapt=Windows(mass="dense"), or another parametrisation'
+
+    def between_modes(self) -> str:
+        """What crosses between modes, of this kernel's variables."""
+        if self.facts.name == "ParallelTempering":
+            return "use more temperatures, hotter ones, or a reference= that covers every mode"
+        if getattr(self.facts.kernel, "moves", "real") == "real":
+            return "use SMC() or ParallelTempering(), which move between modes"
+        return "use ParallelTempering(), which moves between modes"
 
     def disagreement(self, worst: float) -> Finding:
         """R-hat is too large: why."""
@@ -334,7 +348,7 @@ class _Look:
                 cause,
                 f"{seen}: every chain is stationary, but in a place of its own ({groups}), so modes are separate and "
                 "their weights unknown",
-                "use SMC() or ParallelTempering(), which move between modes; more draws will not help",
+                f"{self.between_modes()}; more draws will not help",
                 where,
             )
         if cause == "short-warmup":
@@ -350,7 +364,7 @@ class _Look:
             f"{seen}, so chains disagree: they move slowly, {self.chains * self.draws} draws of {name} are worth "
             f"{size:.0f}",
             f"run longer (about {self.longer(size, 100.0 * self.chains)}), or {self.better_kernel()}; where a trace "
-            "plot shows jumps between levels, use SMC() or ParallelTempering()",
+            f"plot shows jumps between levels, {self.between_modes()}",
             where,
         )
 
@@ -428,10 +442,20 @@ class _Look:
         share = float((steps >= 2**depth - 1).double().mean())
         if share <= 0.01:
             return []
+        seen = f"{share:.0%} of trajectories ended at max_depth={depth}, {2**depth - 1} leapfrogs, before they turned"
+        reach = torch.cat([t.double().abs().amax((0, 1)).cpu() for t in self.at.tensors])
+        k = int(torch.nan_to_num(reach).argmax())
+        if float(reach[k]) > _RUN_AWAY:
+            name = self.at.names[k]
+            seen += f", and {name} went as far as {float(reach[k]):.1g}"
+            remedy = (
+                f"where nothing holds {name}, the density has no finite integral: give it a prior; where such values "
+            )
+            return [Finding("tree-depth", seen, remedy + "are right, take other units", (name,))]
         return [
             Finding(
                 "tree-depth",
-                f"{share:.0%} of trajectories ended at max_depth={depth}, {2**depth - 1} leapfrogs, before they turned",
+                seen,
                 "scales differ widely or coordinates are correlated: a longer warm-up, or adapt=Windows(mass="
                 f'"dense"); or allow longer ones with {self.facts.name}(max_depth={depth + 2})',
             )

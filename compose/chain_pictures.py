@@ -6,6 +6,7 @@ too. Figures are plain :class:`matplotlib.figure.Figure` objects on the Agg canv
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,8 @@ def _parameters(
     else:
         figure = _rows(columns, kinds, None if marked is None else marked.bool().cpu())
     if note:
-        figure.supxlabel(note, fontsize=8)
+        letters = int(15 * figure.get_figwidth())  # that an inch holds at this size
+        figure.supxlabel(textwrap.fill(note, letters), fontsize=8)
     return figure
 
 

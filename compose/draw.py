@@ -88,6 +88,13 @@ class Draw:
         """Number of draws."""
         return first_tensor(self.x).shape[0]
 
+    def __repr__(self) -> str:
+        """What was drawn and how, in one line; the numbers are in :meth:`summary`."""
+        shapes = ", ".join(f"{k or 'x'} {tuple(v.shape)}" for k, v in _named(self.x).items())
+        z = "" if self.log_z is None else f", log Z {self.log_z:.4g}"
+        kernel = f"({self.info.extra['kernel']})" if "kernel" in self.info.extra else ""
+        return f"<Draw by {self.info.sampler}{kernel}: {shapes}{z}; summary() has the numbers>"
+
     def summary(self) -> "Summary":
         """What to print of a draw: a table of chains, or a paragraph on particles; it also holds the numbers.
 

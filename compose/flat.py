@@ -505,8 +505,9 @@ def require_energy(view: FlatView, what: str) -> None:
     """Refuse score-only terms where an energy is needed."""
     if not view.has_energy:
         raise MissingEnergy(
-            f"{what} needs energies and {view.term.name()} has only a score; use Annealed with UHMC or ULA, or "
-            "Reverse, or an energy-parameterised model"
+            f"{what} needs energies and {view.term.name()} has only a score; use chains that need none, "
+            "MCMC(MicrocanonicalLangevin()) or MCMC(ULA()), Annealed with UHMC or ULA, or Reverse, or an "
+            "energy-parameterised model"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.flat import device_of
+from boltzmix.compose.kernels.base import Kernel
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.base import Request, Sampler, frozen
 from boltzmix.compose.samplers.exact import Exact
@@ -74,6 +75,10 @@ def sample(
         raise TypeError(f"sample() draws from a term, got {type(target).__name__}; wrap it with boltzmix.term(...)")
     if isinstance(sampler, type):
         raise TypeError(f"sampler is an instance, got the class {sampler.__name__}; write {sampler.__name__}()")
+    for kernel in (n, sampler):
+        if isinstance(kernel, Kernel):
+            name = type(kernel).__name__
+            raise TypeError(f"got {name}, which is a kernel; write sample(…, chains=4, sampler=MCMC({name}(…)))")
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(
             f"sampler is one of SMC(), Annealed(), AIS(), Reverse(), MCMC(), Exact(), got {type(sampler).__name__}"
@@ -89,7 +94,8 @@ def sample(
         raise ValueError(f"{type(sampler).__name__} takes {wanted}, the number of its draws is its own setting")
     count = chains if n is None else n
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"the number of draws is a positive int, got {count!r}")
+        what = "draws" if chains is None else "chains"
+        raise ValueError(f"the number of {what} is a positive int, got {count!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype is a floating-point dtype, got {dtype}")
     if init is not None and not isinstance(sampler, (MCMC, Reverse)) and not isinstance(init, Term):

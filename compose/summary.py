@@ -152,9 +152,10 @@ def _notes(draw: "Draw") -> str:
     warmup = f"after {extra['warmup']} of warm-up" if extra.get("warmup") else "without warm-up"
     lines = [f"{chains} by {by}, {draws} draws each{thin}, {warmup}"]
     bfmi = [v for v in extra.get("bfmi", []) if not math.isnan(v)]
+    step = "" if math.isnan(i.step_size) else f"; step size {i.step_size:.3g}"
     energy = f"; smallest E-BFMI {min(bfmi):.2f}" if bfmi else ""
     lines.append(
-        f"{i.evaluations:.0f} evaluations for each chain; acceptance {i.acceptance:.2f}; step size {i.step_size:.3g}; "
+        f"{i.evaluations:.0f} evaluations for each chain; acceptance {i.acceptance:.2f}{step}; "
         f"{i.divergences} divergences{energy}; {i.seconds:.1f} s"
     )
     said = [f"warning: {w['message']}: {w['remedy']}" for w in extra.get("warnings", [])]

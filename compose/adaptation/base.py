@@ -57,6 +57,17 @@ class Adaptation:
         raise NotImplementedError
 
 
+def check_acceptance(value: float | None) -> None:
+    """Refuse an acceptance to aim at that is not between 0 and 1; None is the kernel's own."""
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {value!r}")
+
+
+def joined(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of several parts under ``name/…``, from which :func:`part` takes them again."""
+    return {f"{name}/{key}": tensor for name, found in parts.items() for key, tensor in found.items()}
+
+
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

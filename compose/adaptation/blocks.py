@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, joined, part
 from boltzmix.compose.kernels.base import Info, Kernel, State, Target
 from boltzmix.compose.kernels.blocks import BlockGibbs, BlockInfo, BlockState, Names, joint_tune
 
@@ -81,7 +81,7 @@ class BlockTuner(Tuner):
         for b, tuner in enumerate(self.tuners):
             if tuner is not None:
                 own, states[str(b)] = tuner.snapshot()
-                tensors |= {f"{b}/{k}": v for k, v in own.items()}
+                tensors |= joined(**{str(b): own})
         return tensors, states
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, check_acceptance, joined, part
 from boltzmix.compose.adaptation.dual_averaging import DualAveraging
 from boltzmix.compose.adaptation.masses import MassEstimate
 from boltzmix.compose.adaptation.windows import window_ends
@@ -60,8 +60,7 @@ class ChEES(Adaptation):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be adapted."""
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {self.target_acceptance!r}")
+        check_acceptance(self.target_acceptance)
         if self.mass not in ("diagonal", None):
             raise ValueError(f"ChEES adapts a 'diagonal' mass or None, got {self.mass!r}")
 
@@ -167,8 +166,7 @@ class ChEESTuner(Tuner):
         averaging, count = self.averaging.snapshot()
         window, seen = self.window.snapshot()
         mass = {} if self.mass is None else self.mass.tensors()
-        parts = (("averaging", averaging), ("window", window), ("mass", mass))
-        tensors = {f"{name}/{k}": v for name, found in parts for k, v in found.items()}
+        tensors = joined(averaging=averaging, window=window, mass=mass)
         record: dict[str, Any] = {name: getattr(self, name) for name in _NUMBERS}
         return tensors, record | {"averaging": count, "window": seen}
 

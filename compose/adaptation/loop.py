@@ -49,11 +49,15 @@ def warm_up(
     """:func:`window_adaptation`, and where its chains stand at the end.
 
     Raises:
+        TypeError: no kernel, or the class of one.
         ValueError: nothing to adapt, or no transitions to do it in.
     """
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
         raise ValueError(f"warmup is an int >= 1, got {warmup!r}")
-    if not isinstance(kernel, Kernel) or not (kernel.adapts or adaptation is not None):
+    if not isinstance(kernel, Kernel):
+        got = f"the class {kernel.__name__}; write {kernel.__name__}()" if isinstance(kernel, type) else repr(kernel)
+        raise TypeError(f"window_adaptation(kernel, target, x) takes a kernel such as NUTS(), got {got}")
+    if not (kernel.adapts or adaptation is not None):
         raise ValueError(f"{kernel!r} leaves nothing to adapt; leave its step_size out")
     generator = seed
     if not isinstance(seed, torch.Generator):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
-from boltzmix.compose.adaptation.base import part
+from boltzmix.compose.adaptation.base import joined, part
 from boltzmix.compose.adaptation.moments import Moments
 from boltzmix.compose.kernels.mass import Dense, Diagonal, LowRank, Mass
 
@@ -33,6 +33,14 @@ ESTIMATORS = ("welford", "fisher")
 
 _ROWS = 2048  # that a low-rank estimate keeps
 _CUTOFF = 2.0  # eigenvalues nearer to 1 than this factor are left at 1
+
+
+def check_mass(mass: str | None, estimator: str) -> None:
+    """Refuse unknown names."""
+    if mass is not None and mass not in MASSES:
+        raise ValueError(f"mass is one of {MASSES} or None, got {mass!r}")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is one of {ESTIMATORS}, got {estimator!r}")
 
 
 class MassEstimate:
@@ -106,9 +114,8 @@ class MassEstimate:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which :meth:`restore` goes on."""
         (draws, count), (scores, scored) = self.draws.snapshot(), self.scores.snapshot()
-        tensors = {f"draws/{k}": v for k, v in draws.items()} | {f"scores/{k}": v for k, v in scores.items()}
         record = {"draws": count, "scores": scored, "stride": self.stride, "seen": self.seen}
-        return tensors | {"rows": self.rows}, record
+        return joined(draws=draws, scores=scores) | {"rows": self.rows}, record
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Take up a snapshot."""

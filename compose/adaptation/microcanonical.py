@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, check_acceptance, joined, part
 from boltzmix.compose.adaptation.dual_averaging import DualAveraging
-from boltzmix.compose.adaptation.masses import ESTIMATORS, MASSES, MassEstimate
+from boltzmix.compose.adaptation.masses import MassEstimate, check_mass
 from boltzmix.compose.diagnostics import ess
 from boltzmix.compose.kernels.base import Info, Kernel, State, Target, Tune
 from boltzmix.compose.kernels.mass import Mass, mass_from
@@ -77,14 +77,10 @@ class Microcanonical(Adaptation):
         """Refuse numbers out of their range and unknown names."""
         if not 0 < self.energy_variance < math.inf:
             raise ValueError(f"energy_variance is positive, got {self.energy_variance!r}")
-        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {self.target_acceptance!r}")
+        check_acceptance(self.target_acceptance)
         if self.length_factor is not None and not 0 < self.length_factor < math.inf:
             raise ValueError(f"length_factor is positive, got {self.length_factor!r}")
-        if self.mass is not None and self.mass not in MASSES:
-            raise ValueError(f"mass is one of {MASSES} or None, got {self.mass!r}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is one of {ESTIMATORS}, got {self.estimator!r}")
+        check_mass(self.mass, self.estimator)
 
     def begin(
         self, kernel: Kernel, target: Target, state: State, warmup: int, generator: torch.Generator | None
@@ -265,12 +261,7 @@ class MicrocanonicalTuner(Tuner):
         search, count = self.search.snapshot()
         window, seen = self.window.snapshot()
         mass = {} if self.mass is None else self.mass.tensors()
-        tensors = {
-            f"{name}/{k}": v
-            for name, found in (("search", search), ("window", window), ("mass", mass))
-            for k, v in found.items()
-        }
-        tensors["length"] = self.length
+        tensors = joined(search=search, window=window, mass=mass) | {"length": self.length}
         if self.history:
             tensors["history"] = torch.stack(self.history)
         return tensors, {"step": self.step, "search": count, "window": seen}

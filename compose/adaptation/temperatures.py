@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, check_acceptance, joined, part
 from boltzmix.compose.adaptation.dual_averaging import DualAveraging
+from boltzmix.compose.adaptation.moments import Moments
 from boltzmix.compose.kernels.base import Info, Kernel, State, Target
 from boltzmix.compose.kernels.ladder_record import suggested
 from boltzmix.compose.kernels.tempered import Parts, weights_of
@@ -44,8 +45,7 @@ class Temperatures(Adaptation):
         """Refuse numbers that make no sense."""
         if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 2:
             raise ValueError(f"most is an int >= 2, got {self.most!r}")
-        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {self.target_acceptance!r}")
+        check_acceptance(self.target_acceptance)
 
     def begin(
         self, kernel: Kernel, target: Target, state: State, warmup: int, generator: torch.Generator | None
@@ -100,12 +100,11 @@ class TemperatureTuner(Tuner):
         self._retune()
 
     def _empty(self) -> None:
-        shape = (len(self.betas), self.like.shape[1])
-        options: dict[str, Any] = {"dtype": torch.float64, "device": self.like.device}
-        self.refused = torch.zeros(len(self.betas) - 1, **options)
+        self.refused = torch.zeros(len(self.betas) - 1, dtype=torch.float64, device=self.like.device)
         self.count = 0
-        # running mean and centred squares of draws and of scores at each temperature
-        self.moments = torch.zeros(2, 2, *shape, **options)
+        # of draws and of scores, at all temperatures side by side
+        wide = self.like.new_zeros(1, len(self.betas) * self.like.shape[1])
+        self.draws, self.scores = Moments(wide), Moments(wide)
 
     def _retune(self) -> None:
         steps = self.averaging.step_size.clamp(max=self.largest)
@@ -131,17 +130,10 @@ class TemperatureTuner(Tuner):
         self._retune()
 
     def _learn(self, state: TemperedState) -> None:
-        rows = [state.replicas.double()]
+        self.draws.update(state.replicas.flatten(1))
         if self.kernel.uses_score:
             parts = Parts(state.energies.double(), state.scores.double())
-            rows.append(parts.at(weights_of(self.betas.double(), parts.energies.shape[-1]))[1])
-        n, seen = len(state.x), self.count * len(state.x)
-        for k, found in enumerate(rows):
-            mean, second = self.moments[k]
-            own = found.mean(0)
-            shift = own - mean
-            second = second + (found - own).square().sum(0) + shift.square() * (seen * n / (seen + n))
-            self.moments[k] = torch.stack([mean + shift * (n / (seen + n)), second])
+            self.scores.update(parts.at(weights_of(self.betas.double(), parts.energies.shape[-1]))[1].flatten(1))
 
     def _close(self) -> None:
         """The end of a round: masses, then the ladder, then step sizes."""
@@ -175,9 +167,9 @@ class TemperatureTuner(Tuner):
 
     def _estimate(self) -> Tensor | None:
         seen = self.count * len(self.like)
-        draws, scores = self.moments[:, 1] / max(seen - 1, 1)
-        found = (draws / scores).sqrt() if self.kernel.uses_score else draws
         assert self.variances is not None
+        draws, scores = (m.covariance().view_as(self.variances) for m in (self.draws, self.scores))
+        found = (draws / scores).sqrt() if self.kernel.uses_score else draws
         good = torch.isfinite(found) & (found > 0)
         old = self.variances.double()
         # few draws say little: five of them weigh as much as what was known before
@@ -209,17 +201,21 @@ class TemperatureTuner(Tuner):
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON from which :meth:`restore` goes on."""
         averaging, count = self.averaging.snapshot()
-        tensors = {f"averaging/{k}": v for k, v in averaging.items()}
-        tensors |= {"betas": self.betas, "refused": self.refused, "moments": self.moments}
+        (draws, seen), (scores, scored) = self.draws.snapshot(), self.scores.snapshot()
+        tensors = joined(averaging=averaging, draws=draws, scores=scores)
+        tensors |= {"betas": self.betas, "refused": self.refused}
         if self.variances is not None:
             tensors["variances"] = self.variances
-        return tensors, {"step": self.step, "rounds": self.rounds, "count": self.count, "averaging": count}
+        numbers = {"step": self.step, "rounds": self.rounds, "count": self.count}
+        return tensors, {**numbers, "averaging": count, "draws": seen, "scores": scored}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Take up a snapshot."""
         self.averaging.restore(part(tensors, "averaging/"), state["averaging"])
         self.betas, self.refused = tensors["betas"], tensors["refused"]
-        self.moments, self.variances = tensors["moments"].clone(), tensors.get("variances")
+        self.draws.restore(part(tensors, "draws/"), state["draws"])
+        self.scores.restore(part(tensors, "scores/"), state["scores"])
+        self.variances = tensors.get("variances")
         self.step, self.rounds, self.count = state["step"], state["rounds"], state["count"]
         self._retune()
 

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, check_acceptance, joined, part
 from boltzmix.compose.adaptation.dual_averaging import DualAveraging
-from boltzmix.compose.adaptation.masses import ESTIMATORS, MASSES, MassEstimate
+from boltzmix.compose.adaptation.masses import MassEstimate, check_mass
+from boltzmix.compose.errors import NonFinite
 from boltzmix.compose.kernels.base import Info, Kernel, State, Target, Tune
 from boltzmix.compose.kernels.mass import Mass, mass_from
 
@@ -52,12 +53,8 @@ class Windows(Adaptation):
 
     def __post_init__(self) -> None:
         """Refuse unknown names and an acceptance outside (0, 1)."""
-        if self.mass is not None and self.mass not in MASSES:
-            raise ValueError(f"mass is one of {MASSES} or None, got {self.mass!r}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is one of {ESTIMATORS}, got {self.estimator!r}")
-        if self.target_acceptance is not None and not 0 < self.target_acceptance < 1:
-            raise ValueError(f"target_acceptance is a fraction between 0 and 1, got {self.target_acceptance!r}")
+        check_mass(self.mass, self.estimator)
+        check_acceptance(self.target_acceptance)
 
     def begin(
         self, kernel: Kernel, target: Target, state: State, warmup: int, generator: torch.Generator | None
@@ -65,8 +62,14 @@ class Windows(Adaptation):
         """A tuner for ``warmup`` transitions from ``state``.
 
         Raises:
-            ValueError: the kernel has a step size of its own.
+            ValueError: the kernel has a step size of its own, or none at all.
+            TypeError: the kernel is parallel tempering, whose temperatures are to be adapted with its steps.
         """
+        name = type(kernel).__name__
+        if hasattr(kernel, "temperatures"):
+            raise TypeError(f"Windows adapts one kernel alone; {name} takes adapt=True, or adapt=Temperatures(…)")
+        if kernel.step_size is None and not kernel.adapts:
+            raise ValueError(f"{name} has no step size to adapt; leave adapt= out")
         if kernel.step_size is not None:
             raise ValueError(
                 f"{type(kernel).__name__}(step_size={kernel.step_size!r}) leaves nothing to adapt; leave step_size out"
@@ -120,7 +123,15 @@ class WindowTuner(Tuner):
         return MassEstimate(self.settings.mass or "diagonal", self.settings.estimator, self.like)
 
     def _retune(self) -> None:
-        self.tune = Tune(self.averaging.step_size, self.mass)
+        try:
+            self.tune = Tune(self.averaging.step_size, self.mass)
+        except ValueError as error:
+            raise NonFinite(
+                f"no step size is small enough: after {self.step} transitions of the warm-up it is "
+                f"{float(self.averaging.step_size.min()):.1g} and proposals are still rejected, so the energy or "
+                "score is not finite, or not continuous, around where chains are; test the target near its starts, "
+                "or give better ones with init="
+            ) from error
 
     def update(self, before: State, state: State, info: Info) -> None:
         """Learn from a transition of the warm-up."""
@@ -154,11 +165,7 @@ class WindowTuner(Tuner):
         averaging, count = self.averaging.snapshot()
         window, seen = self.window.snapshot()
         mass = {} if self.mass is None else self.mass.tensors()
-        tensors = {
-            f"{name}/{k}": v
-            for name, found in (("averaging", averaging), ("window", window), ("mass", mass))
-            for k, v in found.items()
-        }
+        tensors = joined(averaging=averaging, window=window, mass=mass)
         return tensors, {"step": self.step, "averaging": count, "window": seen}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -211,19 +211,15 @@ class Kernel:
     moves = "real"
     #: acceptance that adaptation aims at
     target_acceptance = 0.75
+    #: whether transitions draw a new momentum; energies of one that is kept in part move slowly whatever the target
+    fresh_momentum = True
     #: evaluations of one step
     evaluations_per_step = 1
 
     def __post_init__(self) -> None:
         """Refuse step sizes that are not positive and finite."""
-        if self.step_size is not None and (
-            isinstance(self.step_size, bool)
-            or not isinstance(self.step_size, (int, float))
-            or not 0 < self.step_size < float("inf")
-        ):
-            raise ValueError(
-                f"{type(self).__name__} needs a positive finite step_size, got {self.step_size!r}; None has it adapted"
-            )
+        if self.step_size is not None:
+            check_positive(self, "step_size", self.step_size, "; None has it adapted")
         object.__setattr__(self, "inverse_mass", as_mass(self.inverse_mass))
 
     def init(self, target: Target, x: Tensor, generator: torch.Generator | None = None) -> State:
@@ -337,6 +333,12 @@ class Kernel:
     def initial_step_size(self, dim: int) -> float:
         """A first guess for unit-variance targets in ``dim`` dimensions."""
         return dim**-0.25
+
+
+def check_positive(kernel: Kernel, name: str, value: object, instead: str = "") -> None:
+    """Refuse a hyper-parameter that is not a positive finite number; ``instead`` ends the message."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{type(kernel).__name__} needs a positive finite {name}, got {value!r}{instead}")
 
 
 def metropolis(

@@ -206,7 +206,9 @@ class BlockGibbs(Kernel):
             kernels, self.conditionals(target, x), state.parts, _parts(tune), noise.parts, strict=True
         ):
             there = there.at(x)
-            part = replace(part, x=x[:, there.columns], energy=energy)
+            # a kernel that evaluates no energies hands on what it was given: not that of before its move
+            given = energy if kernel.adjusted else torch.full_like(energy, torch.nan)
+            part = replace(part, x=x[:, there.columns], energy=given)
             part, info = kernel.step(there, kernel.refresh(there, part, known), own_tune, own_noise)
             x = x.index_copy(1, there.columns, part.x)
             energy, known = part.energy, kernel.adjusted

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.kernels.base import Info, Noise, State, Target, Tune, metropolis
-from boltzmix.compose.kernels.hmc import HMC
-from boltzmix.compose.kernels.underdamped import VelocityState, turned, with_velocity
+from boltzmix.compose.kernels.hmc import HMC, jittered, leapfrog
+from boltzmix.compose.kernels.velocity import VelocityState, turned, with_velocity
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class GHMC(HMC):
     alpha: float = 0.9
     delta: float | None = None
 
+    fresh_momentum = False
     target_acceptance = 0.95
 
     def __post_init__(self) -> None:
@@ -76,20 +77,14 @@ class GHMC(HMC):
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
         assert isinstance(state, VelocityState)
-        step = tune.column * (0.8 + 0.4 * noise.jitter)[:, None] if self.jitter else tune.column
         start = self.alpha * state.velocity + math.sqrt(1 - self.alpha**2) * noise.normal
-        x, velocity = state.x, start + 0.5 * step * tune.pull(state.score)
-        for _ in range(self.num_leapfrog - 1):
-            x = x + step * tune.push(velocity)
-            velocity = velocity + step * tune.pull(target.score(x))
-        x = x + step * tune.push(velocity)
-        energy, score = target.energy_and_score(x)
-        velocity = velocity + 0.5 * step * tune.pull(score)
+        step = jittered(tune, noise, self.jitter)
+        end, velocity = leapfrog(target, state, start, tune, step, self.num_leapfrog)
         before = state.energy + 0.5 * (start * start).sum(-1)
-        after = energy + 0.5 * (velocity * velocity).sum(-1)
+        after = end.energy + 0.5 * (velocity * velocity).sum(-1)
         log_ratio, uniform = before - after, noise.uniform
         old = replace(state, velocity=start)
-        new = replace(state, x=x, energy=energy, score=score, velocity=velocity)
+        new = replace(state, x=end.x, energy=end.energy, score=end.score, velocity=velocity)
         if isinstance(state, SliceState):
             assert isinstance(old, SliceState)
             assert isinstance(new, SliceState)

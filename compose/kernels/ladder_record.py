@@ -47,7 +47,7 @@ class LadderRecord(Recorder):
         assert info.swaps is not None
         assert info.trips is not None
         if not self.count:
-            self.betas = tune.betas.double()
+            self.betas = tune.betas.to(torch.float64, copy=True)  # a checkpoint holds no tensor twice
             self.swaps = torch.zeros(len(self.betas) - 1, dtype=torch.float64, device=state.x.device)
             shape = (self.blocks, self.chains, 2, len(self.betas) - 1)
             self.sums = torch.full(shape, -torch.inf, dtype=torch.float64, device=state.x.device)

@@ -25,8 +25,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, StateLike, Target, Tune, metropolis, take_stable
-from boltzmix.compose.kernels.underdamped import VelocityState, check_positive, turned
+from boltzmix.compose.kernels.base import (
+    Info,
+    Kernel,
+    Noise,
+    State,
+    StateLike,
+    Target,
+    Tune,
+    check_positive,
+    metropolis,
+    take_stable,
+)
+from boltzmix.compose.kernels.velocity import VelocityState, turned
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -198,8 +209,10 @@ class MicrocanonicalLangevin(Kernel):
         return VelocityState(x, energy, score, velocity), gain, work
 
     def _length(self, tune: Tune, x: Tensor) -> Tensor:
-        """L as tuned, or √D."""
-        return torch.full_like(tune.step_size, math.sqrt(x.shape[1])) if tune.length is None else tune.length
+        """L as tuned, or as given, or √D."""
+        if tune.length is not None:
+            return tune.length
+        return torch.full_like(tune.step_size, self.length or math.sqrt(x.shape[1]))
 
     def tune(self, like: Tensor | None = None) -> Tune:
         """Tuning as given, without adaptation."""

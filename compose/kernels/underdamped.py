@@ -9,24 +9,13 @@ leaves :math:`p(x)\, N(v; 0, I)` invariant. One step of size ε is BAOAB: half a
 Ornstein-Uhlenbeck update of v, half a drift, half a kick. The score at its end begins the next step.
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, take_stable
-
-
-@dataclass(frozen=True)
-class VelocityState(State):
-    """A state with the velocity ``(N, D)`` that the next step goes on with, in whitened units."""
-
-    velocity: Tensor
-
-
-VelocityLike = TypeVar("VelocityLike", bound=VelocityState)
+from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, check_positive, take_stable
+from boltzmix.compose.kernels.velocity import VelocityState, turned, with_velocity
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,7 @@ class Underdamped(Kernel):
     friction: float = 1.0
 
     adjusted = False
+    fresh_momentum = False
     target_acceptance = 0.98
 
     def __post_init__(self) -> None:
@@ -97,21 +87,3 @@ class Underdamped(Kernel):
 def kinetic(before: Tensor, after: Tensor) -> Tensor:
     """|before|² − |after|² of each row."""
     return (before * before).sum(-1) - (after * after).sum(-1)
-
-
-def with_velocity(state: State, generator: torch.Generator | None) -> VelocityState:
-    """The state with a velocity from N(0, I)."""
-    x = state.x
-    velocity = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    return VelocityState(state.x, state.energy, state.score, velocity)
-
-
-def turned(state: VelocityLike, accepted: Tensor) -> VelocityLike:
-    """The state with its velocity reversed in rows that were refused."""
-    return replace(state, velocity=torch.where(accepted[:, None], state.velocity, -state.velocity))
-
-
-def check_positive(kernel: Kernel, name: str, value: object) -> None:
-    """Refuse a hyper-parameter that is not a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{type(kernel).__name__} needs a positive finite {name}, got {value!r}")

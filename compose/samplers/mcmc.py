@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.compose.adaptation.base import Adaptation, Tuner, part
+from boltzmix.compose.adaptation.base import Adaptation, Tuner, joined, part
 from boltzmix.compose.advice import Facts, report
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import SamplingWarning
@@ -118,15 +118,15 @@ class MCMC(Sampler):
         total = self.draws * self.thin
         info.acceptance = float(run.acceptance.mean()) / total
         info.divergences = run.divergences
-        info.step_size = float(run.tune.step_size.mean())
+        moved = getattr(run.kernel, "kernel", run.kernel)  # what parallel tempering moves its replicas with
+        if moved.step_size is not None or moved.adapts:
+            info.step_size = float(run.tune.step_size.mean())
         info.evaluations = view.counter.rows / request.n
         info.network_rows = view.counter.network_rows / request.n
         info.extra["kernel"], info.extra["warmup"], info.extra["thin"] = type(run.kernel).__name__, warmup, self.thin
         info.extra["warmup_evaluations"] = run.warmup_rows / request.n
         x, stats = run.draws(view)
-        # a momentum that is kept in part makes energies move slowly whatever the target: E-BFMI is for fresh ones
-        refreshed = run.energies.count > 1 and not hasattr(run.state, "velocity")
-        bfmi = run.energies.bfmi() if refreshed else None
+        bfmi = run.energies.bfmi() if run.energies.count > 1 and run.kernel.fresh_momentum else None
         if bfmi is not None:
             info.extra["bfmi"] = bfmi.tolist()
         if self.draws >= 4:
@@ -226,9 +226,8 @@ class _Run:
 
     def snapshot(self, view: FlatView) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that resuming needs."""
-        tensors = {f"state/{k}": v for k, v in self.state.tensors().items()}
-        tensors |= {f"store/{k}": v for k, v in self.store.snapshot(self.kept // self.thin).items()}
-        tensors |= {f"energies/{k}": v for k, v in self.energies.tensors().items()}
+        kept = self.store.snapshot(self.kept // self.thin)
+        tensors = joined(state=self.state.tensors(), store=kept, energies=self.energies.tensors())
         tensors |= {
             "generator": self.generator.get_state(), "acceptance": self.acceptance, "diverging": self.diverging,
         }  # fmt: skip
@@ -239,10 +238,10 @@ class _Run:
         }  # fmt: skip
         if self.tuner is not None:
             learned, record["tuner"] = self.tuner.snapshot()
-            tensors |= {f"tuner/{k}": v for k, v in learned.items()}
+            tensors |= joined(tuner=learned)
         if self.recorder is not None:
             learned, record["recorder"] = self.recorder.snapshot()
-            tensors |= {f"recorder/{k}": v for k, v in learned.items()}
+            tensors |= joined(recorder=learned)
         return tensors, record
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any], view: FlatView, warmup: int) -> None:

@@ -15,7 +15,7 @@ from boltzmix.benchmarks.posteriors import POSTERIORS, posterior
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.benchmarks.suites import posteriors as suite
-from boltzmix.compose import ravel
+from boltzmix.compose import MCMC, ravel, sample
 
 D = torch.float64
 NAMES = list(POSTERIORS)
@@ -224,6 +224,22 @@ def test_moments_are_those_of_the_reference(name, draws):
     """Means and standard deviations of at most ten parameters: |z| < 4.5, false-positive rate 1.4e-4."""
     for z in judged(name, 250, draws):
         assert float(z.abs().max()) < 4.5, z
+
+
+def test_the_summary_of_eight_schools_is_that_of_the_reference():
+    """The table that users print: means and sds of mu and tau, |z| < 4.5 for four numbers, false-positive rate 3e-5."""
+    name = "eight_schools-eight_schools_noncentered"
+    draw = sample(model(name).term, chains=4, sampler=MCMC(warmup=250, draws=300), dtype=D, seed=1)
+    table, reference = draw.summary(), record(name).reference
+    for parameter in ("mu", "tau"):
+        k = reference.names.index(parameter)
+        for value, error, truth, of_truth in (
+            ("mean", "mcse_mean", reference.mean, reference.mean_se),
+            ("sd", "mcse_sd", reference.sd, reference.sd_se),
+        ):
+            se = math.hypot(table[parameter, error], float(of_truth[k]))
+            assert abs(table[parameter, value] - float(truth[k])) < 4.5 * se, (parameter, value)
+        assert table[parameter, "r_hat"] < 1.03
 
 
 @pytest.mark.slow

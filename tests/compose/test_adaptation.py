@@ -21,12 +21,9 @@ from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, Dense, Diagonal, Info
 from boltzmix.compose.kernels.mass import as_mass, mass_from
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import MCMC
+from tests.kernel_contracts import seeded as generator
 
 F64 = torch.float64
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def covariance(dim, spread, seed=0):

@@ -20,7 +20,7 @@ from boltzmix.compose.diagnostics import rhat
 from boltzmix.compose.disagreement import normal_of_t, rhat_limit
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
-from boltzmix.compose.kernels import HMC, MALA, NUTS, ULA
+from boltzmix.compose.kernels import HMC, MALA, NUTS, ULA, Gibbs, ParallelTempering
 from boltzmix.compose.kernels.base import Tune
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import MCMC
@@ -372,3 +372,32 @@ def test_findings_say_what_and_what_to_do_in_one_line():
     (found,) = report(apart(torch.Generator().manual_seed(14))[..., None], {}, Facts(HMC(), 500, tune=tune)).findings
     assert str(found) == f"{found.message}: {found.remedy}"
     assert Finding(**(found.to_dict() | {"where": found.where})) == found
+
+
+def test_remedies_suit_the_kernel():
+    """Gibbs has no step size, SMC no integers, and who tempers already needs other temperatures."""
+    x = torch.randn(5, 50, 2, generator=torch.Generator().manual_seed(7))
+    x[1] = 0.5
+    (found,) = report(x, facts=Facts(kernel=Gibbs())).findings
+    assert "step size" not in found.remedy
+    assert "Gibbs(blocks=…)" in found.remedy
+    apart = torch.randn(4, 500, 1, generator=torch.Generator().manual_seed(8))
+    apart[3] += 9.0
+    expected = {NUTS(): "SMC() or ParallelTempering()", Gibbs(): "use ParallelTempering()"}
+    expected[ParallelTempering()] = "more temperatures"
+    for kernel, remedy in expected.items():
+        (found,) = report(apart, facts=Facts(kernel=kernel)).findings
+        assert found.code == "multimodal"
+        assert found.remedy.startswith(("use " + remedy).replace("use use", "use"))
+
+
+def test_a_coordinate_that_runs_away_on_trajectories_that_do_not_turn_is_named():
+    x = torch.randn(4, 500, 2, generator=torch.Generator().manual_seed(9))
+    steps = torch.full((4, 500), 1023)
+    (found,) = report(x, {"n_steps": steps}, Facts(kernel=NUTS())).findings
+    assert (found.code, found.where) == ("tree-depth", ())
+    x[..., 1] *= 1e8
+    (found,) = report(x, {"n_steps": steps}, Facts(kernel=NUTS())).findings
+    assert (found.code, found.where) == ("tree-depth", ("x[1]",))
+    assert "x[1] went as far as" in found.message
+    assert "give it a prior" in found.remedy

@@ -238,6 +238,9 @@ def test_unadjusted_blocks_leave_energies_to_those_that_need_them():
     swapped = BlockGibbs({"z": Gibbs(), "x": UHMC(step_size=0.02, num_leapfrog=2)})
     state, _ = march(swapped, target, start, 5, 142)
     check_labelled(target.view, state.x)
+    torch.testing.assert_close(state.energy, target.energy(state.x))  # not that of before the last block's move
+    state, _ = march(BlockGibbs({"z": Gibbs(), "x": ULA(step_size=1e-3)}), target, start, 5, 143)
+    assert torch.isnan(state.energy).all()
 
 
 def test_momenta_stay_with_their_block():

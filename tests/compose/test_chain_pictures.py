@@ -203,3 +203,11 @@ def test_pyplot_is_never_loaded(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_note_fits_a_narrow_figure():
+    x = torch.randn(4, 50, 30, generator=torch.Generator().manual_seed(0))
+    figure = plot_chains(x, {}, kind="autocorrelation")
+    box = figure._supxlabel.get_window_extent(figure.canvas.get_renderer())
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width

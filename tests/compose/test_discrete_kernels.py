@@ -7,7 +7,6 @@ Seeds are fixed.
 
 import math
 from pathlib import Path
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -37,20 +36,13 @@ from boltzmix.compose.samplers.base import Request
 from boltzmix.compose.samplers.chain_starts import chain_starts
 from boltzmix.models import Autoregressive
 from boltzmix.models.nets import CausalTransformer
+from tests.kernel_contracts import FALSE_POSITIVES, bound
+from tests.kernel_contracts import seeded as generator
 
-FALSE_POSITIVES = 1e-4
 D = torch.float64
 CHAINS = 20_000
 
 pytestmark = pytest.mark.filterwarnings("ignore::boltzmix.compose.errors.SamplingWarning")
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def bound(statistics):
-    return NormalDist().inv_cdf(1 - FALSE_POSITIVES / (2 * statistics))
 
 
 # ---------------------------------------------------------------------------- targets

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from boltzmix.compose import MCMC, sample
 from boltzmix.compose.callables import term
 from boltzmix.compose.flat import FlatView, ravel
 from boltzmix.compose.gaussian import Gaussian
-from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, Noise, draw_noise
+from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, Noise, Tune, draw_noise
+from boltzmix.compose.kernels.hmc import leapfrog
 from tests import kernel_contracts
 from tests.kernel_contracts import assert_z
 from tests.kernel_contracts import seeded as generator
@@ -75,6 +77,17 @@ def test_the_leapfrog_is_reversible():
     # min(1, r) / min(1, 1/r) = r, and one of the two is 1
     assert bool((torch.maximum(forth.acceptance, again.acceptance) > 1 - 1e-9).all())
     assert bool((torch.minimum(forth.acceptance, again.acceptance) < 1 - 1e-9).any())
+
+
+def test_energy_errors_of_the_leapfrog_shrink_with_the_square_of_its_step():
+    target, tune = quartic(), Tune(torch.tensor(1.0, dtype=torch.float64))
+    start, velocity = torch.randn(2, 50, 3, generator=generator(14), dtype=torch.float64)
+    state, errors = HMC(step_size=0.1).init(target, start), []
+    for count in (40, 80):
+        end, last = leapfrog(target, state, velocity, tune, tune.step_size / count, count)
+        kinetic = 0.5 * (last.square() - velocity.square()).sum(1)
+        errors.append(float((end.energy - state.energy + kinetic).square().mean().sqrt()))
+    assert 3.8 < errors[0] / errors[1] < 4.2
 
 
 def test_mala_accepts_by_the_ratio_of_densities_and_proposals():
@@ -213,3 +226,11 @@ def test_noise_of_a_block_is_one_transition_at_a_time():
     assert block.uniform.shape == block.jitter.shape == (4, 5)
     assert torch.equal(block[2].normal, block.normal[2])
     assert not torch.equal(block[1].uniform, block[2].uniform)
+
+
+def test_unadjusted_hmc_adapts_on_linear_tails():
+    """The gradients on either side of a kink cancel in a trapezoid rule: such jumps would look free of error."""
+    target = term(lambda x: (torch.nn.functional.softplus(2 * x) - x).sum(1), kind="energy", event_shape=1)  # log cosh
+    sampler = MCMC(UHMC(), warmup=300, draws=100)
+    draw = sample(target, chains=100, sampler=sampler, dtype=torch.float64, seed=1)
+    assert 0.8 < float(draw.x.var()) / (math.pi**2 / 4) < 1.25

@@ -15,7 +15,7 @@ from boltzmix.compose.diagnostics import ess
 from boltzmix.compose.errors import MissingEnergy, NonFinite, SamplingWarning
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
-from boltzmix.compose.kernels import HMC, MALA, NUTS, UHMC, ULA, draw_noise
+from boltzmix.compose.kernels import HMC, MALA, NUTS, UHMC, ULA, Gibbs, draw_noise
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import MCMC, base
 
@@ -234,3 +234,24 @@ def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path, monkeypatch):
     assert resumed.info.evaluations == whole.info.evaluations
     with pytest.raises(ValueError, match="another run.*seed"):
         sample(target, chains=4, sampler=sampler, seed=14, checkpoint=file)
+
+
+def test_a_target_that_is_never_finite_again_says_so():
+    """Finite at the starts and NaN from then on: no step size is small enough."""
+    calls = []
+
+    def once(x):
+        calls.append(len(x))
+        return -x.square().sum(1) * (1.0 if len(calls) < 6 else math.nan)
+
+    target = term(once, kind="log_prob", event_shape=2)
+    with pytest.raises(NonFinite, match=r"no step size is small enough.*init="):
+        sample(target, chains=2, sampler=MCMC(HMC(num_leapfrog=1), warmup=300, draws=10), seed=0)
+
+
+def test_kernels_without_a_step_size_report_none():
+    cubes = term(lambda x: 0.1 * x.sum(1), kind="energy", event_shape=2, support="integers(2)")
+    draw = sample(cubes, chains=2, sampler=MCMC(Gibbs(), warmup=5, draws=10), seed=0)
+    assert math.isnan(draw.info.step_size)
+    assert "step size" not in str(draw.summary())
+    assert repr(draw) == "<Draw by MCMC(Gibbs): x (2, 10, 2); summary() has the numbers>"

@@ -7,7 +7,6 @@ checked to a tolerance that the finite D explains.
 
 import math
 from dataclasses import replace
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -23,20 +22,12 @@ from boltzmix.compose.flat import FlatView, ravel
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels import GHMC, HMC, Dense, Noise, State, Tune, Underdamped, draw_noise
 from boltzmix.compose.kernels.microcanonical import INTEGRATORS, MicrocanonicalInfo, kick, unit
-from boltzmix.compose.kernels.underdamped import VelocityState
+from boltzmix.compose.kernels.velocity import VelocityState
 from boltzmix.compose.samplers import base
+from tests.kernel_contracts import bound
+from tests.kernel_contracts import seeded as generator
 
-FALSE_POSITIVES = 1e-4
 CHAINS = 20_000
-
-
-def bound(statistics):
-    """|z| that one of so many statistics exceeds with probability FALSE_POSITIVES."""
-    return NormalDist().inv_cdf(1 - FALSE_POSITIVES / (2 * statistics))
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed):
@@ -385,6 +376,16 @@ def test_the_number_of_steps_has_the_mean_that_the_length_asks_for(ratio):
     assert expected == pytest.approx(ratio, rel=0.08)
     walked = counts[::20]
     assert walked == [max(1.0, math.ceil(u * s - 1e-9)) for u in torch.linspace(0.0005, 0.9995, 1000)[::20].tolist()]
+
+
+def test_a_length_that_was_given_counts_without_one_in_the_tuning():
+    """SMC and ParallelTempering tune step sizes and masses only."""
+    kernel, target = MicrocanonicalLangevin(step_size=0.1, length=0.7, adjusted=True), quartic()
+    state, source = kernel.init(target, normal(2, 3, seed=26)), generator(27)
+    noise = kernel.noise(state, source)
+    _, given = kernel.step(target, state, kernel.tune(state.x), noise)
+    _, plain = kernel.step(target, state, Tune(torch.tensor(0.1, dtype=torch.float64)), noise)
+    assert torch.equal(given.num_leapfrog, plain.num_leapfrog)
 
 
 def test_a_step_size_for_each_chain_is_that_chain_s():

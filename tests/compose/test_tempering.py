@@ -5,7 +5,6 @@ quantile such that correct code fails the check with probability ``FALSE_POSITIV
 """
 
 import math
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -20,22 +19,14 @@ from boltzmix.compose.kernels.ladder_record import bridge, evidence, suggested
 from boltzmix.compose.kernels.tempered import Ends, Parts, TemperedTarget, weights_of
 from boltzmix.compose.kernels.tempering import swap_chances, swap_order
 from boltzmix.compose.samplers import base
+from tests.kernel_contracts import bound
+from tests.kernel_contracts import seeded as generator
 
-FALSE_POSITIVES = 1e-4
 CHAINS = 4000
 MEAN, VARIANCE = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
 TARGET = bm.Gaussian(MEAN, VARIANCE)
 REFERENCE = bm.Gaussian(torch.zeros(2, dtype=torch.float64), 9.0)
 MODES = bm.GaussianMixture([[-15.0], [15.0]], 1.0, [0.25, 0.75])
-
-
-def bound(statistics):
-    """|z| that one of so many statistics exceeds with probability FALSE_POSITIVES."""
-    return NormalDist().inv_cdf(1 - FALSE_POSITIVES / (2 * statistics))
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def density(fn, dim, **options):
@@ -103,6 +94,12 @@ def test_exact_draws_at_all_temperatures_stay_exact(inner, ladder):
 def test_swaps_alone_leave_every_temperature_as_it_is():
     # steps of 1e-6 move nothing: what is left are swaps, and one draw of the reference
     check_stationary(ParallelTempering(bm.MALA(step_size=1e-12), **LADDERS["whole energy"]), steps=11)
+
+
+def test_a_ladder_that_ends_below_its_reference_is_exact_at_its_own_hottest_temperature():
+    kernel = ParallelTempering(INNER["MALA"], temperatures=[1.0, 2.0, 4.0], reference=REFERENCE)
+    state = check_stationary(kernel)
+    assert kernel.recorder(ravel(TARGET), state, 10).log_z() is None  # the hottest density is not normalised
 
 
 @pytest.mark.parametrize("ladder", LADDERS)
@@ -349,8 +346,8 @@ class Killed(Exception):
     """The process died here."""
 
 
-@pytest.mark.parametrize("share", [0.4, 0.8])
-def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("share", "dtype"), [(0.4, torch.float32), (0.8, torch.float32), (0.8, torch.float64)])
+def test_a_killed_run_goes_on_bit_for_bit(share, dtype, tmp_path, monkeypatch):
     save = base.Checkpoint.save
     monkeypatch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
     calls, last = [0], [math.inf]
@@ -361,14 +358,14 @@ def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path, monkeypatch):
             raise Killed
         return (x**4 - 3 * x**2).sum(-1)
 
-    kernel = ParallelTempering(GHMC(), reference=bm.Gaussian(torch.zeros(2), 4.0))
+    kernel = ParallelTempering(GHMC(), reference=bm.Gaussian(torch.zeros(2, dtype=dtype), 4.0))
     target, sampler, file = density(fn, 2), bm.MCMC(kernel, warmup=130, draws=130), tmp_path / "run"
-    whole = bm.sample(target, chains=4, sampler=sampler, seed=13)
+    whole = bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13)
     last[0], total, calls[0] = share * calls[0], calls[0], 0
     with pytest.raises(Killed):
-        bm.sample(target, chains=4, sampler=sampler, seed=13, checkpoint=file)
+        bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13, checkpoint=file)
     calls[0], last[0] = 0, math.inf
-    resumed = bm.sample(target, chains=4, sampler=sampler, seed=13, checkpoint=file)
+    resumed = bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13, checkpoint=file)
     assert calls[0] < total
     assert torch.equal(resumed.x, whole.x)
     assert (resumed.log_z, resumed.log_z_se) == (whole.log_z, whole.log_z_se)

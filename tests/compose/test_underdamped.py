@@ -6,7 +6,6 @@ check with probability ``FALSE_POSITIVES``, shared among its statistics (Bonferr
 
 import math
 from dataclasses import replace
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -18,19 +17,11 @@ from boltzmix.compose.flat import FlatView, ravel
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels import GHMC, HMC, Dense, Noise, Tune, Underdamped, draw_noise
 from boltzmix.compose.kernels.ghmc import SliceState
-from boltzmix.compose.kernels.underdamped import VelocityState
+from boltzmix.compose.kernels.velocity import VelocityState
+from tests.kernel_contracts import bound
+from tests.kernel_contracts import seeded as generator
 
-FALSE_POSITIVES = 1e-4
 CHAINS = 20_000
-
-
-def bound(statistics):
-    """|z| that one of so many statistics exceeds with probability FALSE_POSITIVES."""
-    return NormalDist().inv_cdf(1 - FALSE_POSITIVES / (2 * statistics))
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def march(kernel, target, x, steps, seed, tune=None):

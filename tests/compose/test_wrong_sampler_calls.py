@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from boltzmix.compose.adaptation import Windows, window_adaptation
 from boltzmix.compose.callables import term
 from boltzmix.compose.constraints import Clamp
 from boltzmix.compose.diagnostics import ess
@@ -12,7 +13,7 @@ from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import MissingEnergy, NonFinite, NotNormalizable, ScopeError
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian
-from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, Tune
+from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, EllipticalSlice, Gibbs, ParallelTempering, Tune
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import product
 from boltzmix.compose.sample import sample
@@ -34,6 +35,33 @@ CALLS = {
     "no term": (lambda: sample(lambda x: x, 10), TypeError, ["function", "boltzmix.term"]),
     "a sampler's class": (lambda: sample(P, 10, sampler=SMC), TypeError, ["class SMC", "write SMC()"]),
     "a kernel as sampler": (lambda: sample(P, 10, sampler=HMC()), TypeError, ["got HMC", "MCMC("]),
+    "a kernel in place of n": (lambda: sample(P, HMC()), TypeError, ["got HMC", "sampler=MCMC(HMC("]),
+    "no chains": (lambda: sample(P, chains=0), ValueError, ["number of chains", "got 0"]),
+    "windows for Gibbs": (
+        lambda: sample(COUNTS, chains=2, sampler=MCMC(Gibbs(), adapt=Windows(), warmup=5, draws=5)),
+        ValueError,
+        ["Gibbs has no step size", "leave adapt="],
+    ),
+    "windows for elliptical slices": (
+        lambda: sample(P, chains=2, sampler=MCMC(EllipticalSlice(), adapt=Windows(), warmup=5, draws=5)),
+        ValueError,
+        ["EllipticalSlice has no step size", "leave adapt="],
+    ),
+    "windows for a ladder": (
+        lambda: sample(P, chains=2, sampler=MCMC(ParallelTempering(), adapt=Windows(), warmup=5, draws=5)),
+        TypeError,
+        ["ParallelTempering takes adapt=True", "Temperatures("],
+    ),
+    "a warm-up for a kernel's class": (
+        lambda: window_adaptation(HMC, ravel(P), torch.zeros(2, 2)),
+        TypeError,
+        ["class HMC", "write HMC()"],
+    ),
+    "chains that need energies of a score": (
+        lambda: sample(STATIC_SCORE, chains=2, sampler=MCMC(HMC())),
+        MissingEnergy,
+        ["force has only a score", "MCMC(MicrocanonicalLangevin())"],
+    ),
     "neither n nor chains": (lambda: sample(P), ValueError, ["n=", "chains="]),
     "both n and chains": (lambda: sample(P, 10, chains=4), ValueError, ["n=", "chains=", "not both"]),
     "n of zero": (lambda: sample(P, 0), ValueError, ["positive int", "got 0"]),

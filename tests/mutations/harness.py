@@ -11,7 +11,8 @@ A row is a :class:`Mutation`: a module, the text to replace and what to put ther
     )
 
 ``law`` is any function without arguments that raises AssertionError when the law is broken: a check of
-tests/contracts.py with its contract, a test function, or one written for the purpose.
+tests/contracts.py with its contract, a test function, or one written for the purpose; :func:`law` makes one of a check
+and its arguments.
 
 :func:`planted` compiles the changed source and swaps the code of those live functions that differ. Classes stay the
 same objects, so ``isinstance``, other modules' imports and terms that exist already all see the error; leaving the
@@ -20,6 +21,7 @@ module constants and class attributes are not functions and cannot (use ``monkey
 not occur exactly once, or a change that reaches no live function, is an error of the row: rows cannot rot silently.
 """
 
+import functools
 import importlib
 import inspect
 import types
@@ -128,6 +130,19 @@ def signature(code: types.CodeType) -> tuple:
     """What a function does, without where its lines are."""
     constants = tuple(signature(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts)
     return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars)
+
+
+def law(check: Callable[..., object], *args: object) -> Callable[[], None]:
+    """A check with its arguments as a law: an error that broken code raises in it counts as noticed, too."""
+
+    @functools.wraps(check)
+    def run() -> None:
+        try:
+            check(*args)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+
+    return run
 
 
 def verify(mutation: Mutation) -> None:

@@ -9,28 +9,13 @@ import pytest
 from boltzmix.compose.adaptation import ChEES, Windows
 from boltzmix.compose.kernels import HMC, MALA
 from tests.compose import test_adaptation, test_chain_store
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 AVERAGING, MOMENTS, MASSES, WINDOWS, CHEES, LOOP = (
     f"boltzmix.compose.adaptation.{m}" for m in ("dual_averaging", "moments", "masses", "windows", "chees", "loop")
 )
 MASS, HMC_ = (f"boltzmix.compose.kernels.{m}" for m in ("mass", "hmc"))
 STORE, CHAINS = (f"boltzmix.compose.samplers.{m}" for m in ("store", "mcmc"))
-
-
-def law(check, *args):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*args)
-        except AssertionError:
-            raise
-        except (AttributeError, ValueError, TypeError, RuntimeError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def in_files(check, *args):

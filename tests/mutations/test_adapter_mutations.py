@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -26,21 +26,6 @@ REVERSE, NETWORK, SCHEDULERS, PIPELINES, SCHEDULE = (
     "boltzmix.models.adapters.pipelines",
     "boltzmix.models.schedules.base",
 )
-
-
-def law(check, *arguments):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*arguments)
-        except AssertionError:
-            raise
-        except (ValueError, TypeError, RuntimeError, KeyError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def follows(case, *data):

@@ -1,33 +1,16 @@
 """Errors in maps onto supports, in their determinants and in the posteriors written with them: each is noticed."""
 
-import functools
-
 import pytest
 
 from tests.benchmarks import test_posteriors
 from tests.compose import test_supports
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 MAPS, SUPPORTS, FLAT, PRODUCT, MIXTURE = (
     f"boltzmix.compose.{m}" for m in ("bijections", "supports", "flat", "product", "mixture")
 )
 START = "boltzmix.compose.samplers.start"
 POSTERIORS, RECORDS = (f"boltzmix.benchmarks.{m}" for m in ("posteriors", "posteriordb"))
-
-
-def law(check, *args):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*args)
-        except (AssertionError, pytest.fail.Exception):
-            raise
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def determinant(name):

@@ -8,28 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.compose import test_advice, test_chain_pictures, test_diagnostics, test_draw, test_summary
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 DIAGNOSTICS, ADVICE, SUMMARY, PICTURES, DRAW, COORDINATES = (
     f"boltzmix.compose.{m}" for m in ("diagnostics", "advice", "summary", "chain_pictures", "draw", "coordinates")
 )
 DISAGREEMENT = "boltzmix.compose.disagreement"
 ENERGIES, CHAINS = (f"boltzmix.compose.samplers.{m}" for m in ("energies", "mcmc"))
-
-
-def law(check, *args):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*args)
-        except AssertionError:
-            raise
-        except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def patched(check, *args):
@@ -332,6 +317,20 @@ FINDINGS = [
         "if not bool(turns.any()):",
         law(test_advice.test_resonance_is_named_with_its_cure, 2 * math.pi, "comes back to where it began"),
     ),
+    Mutation(
+        "a coordinate that runs away goes unnamed",
+        ADVICE,
+        "float(reach[k]) > _RUN_AWAY",
+        "float(reach[k]) < 0",
+        law(test_advice.test_a_coordinate_that_runs_away_on_trajectories_that_do_not_turn_is_named),
+    ),
+    Mutation(
+        "integers are sent to a sampler of reals",
+        ADVICE,
+        'if getattr(self.facts.kernel, "moves", "real") == "real":',
+        "if True:",
+        law(test_advice.test_remedies_suit_the_kernel),
+    ),
     Mutation("depths one too deep", ADVICE, "steps >= 2**depth - 1", "steps >= 2**depth", DEPTH),
     Mutation("any deep tree is warned of", ADVICE, "if share <= 0.01:", "if share < 0:", DEPTH),
     Mutation("acceptance is never low", ADVICE, "least = 0.6 * aim", "least = 0.1 * aim", ACCEPTED),
@@ -352,7 +351,7 @@ FINDINGS = [
     Mutation(
         "energies of kept momenta are judged",
         CHAINS,
-        'run.energies.count > 1 and not hasattr(run.state, "velocity")',
+        "run.energies.count > 1 and run.kernel.fresh_momentum",
         "run.energies.count > 1",
         law(test_advice.test_energies_of_kernels_that_keep_their_momentum_are_not_judged),
     ),

@@ -8,8 +8,7 @@ import pytest
 from boltzmix.compose import Gibbs, GibbsWithGradients
 from boltzmix.compose.kernels import gibbs
 from tests.compose import test_blocks, test_discrete_kernels
-from tests.mutations.harness import Mutation, verify
-from tests.mutations.test_sampler_mutations import law
+from tests.mutations.harness import Mutation, law, verify
 
 GIBBS, GRADIENT, BLOCKS = (f"boltzmix.compose.kernels.{m}" for m in ("gibbs", "gradient_gibbs", "blocks"))
 BOUND, ADAPT = (f"boltzmix.compose.adaptation.{m}" for m in ("discrete", "blocks"))
@@ -280,7 +279,7 @@ ROWS = [
     Mutation(
         "energies of other positions",
         BLOCKS,
-        "replace(part, x=x[:, there.columns], energy=energy)",
+        "replace(part, x=x[:, there.columns], energy=given)",
         "replace(part, x=x[:, there.columns])",
         law(test_blocks.test_the_next_block_compares_with_the_energy_of_the_joint_state),
     ),
@@ -310,7 +309,7 @@ ROWS = [
     Mutation(
         "momenta are lost",
         BLOCKS,
-        "part = replace(part, x=x[:, there.columns], energy=energy)",
+        "part = replace(part, x=x[:, there.columns], energy=given)",
         "part = kernel.attach(State(x[:, there.columns], energy, part.score), noise.generator)",
         law(test_blocks.test_momenta_stay_with_their_block),
     ),

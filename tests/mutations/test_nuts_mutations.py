@@ -6,8 +6,7 @@ from boltzmix.compose.kernels import NUTS
 from tests import kernel_contracts as contracts
 from tests.compose import test_nuts
 from tests.compose.test_kernel_contracts import KERNELS
-from tests.mutations.harness import Mutation, verify
-from tests.mutations.test_sampler_mutations import law
+from tests.mutations.harness import Mutation, law, verify
 
 MODULE = "boltzmix.compose.kernels.nuts"
 

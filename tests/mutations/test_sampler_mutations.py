@@ -1,6 +1,5 @@
 """Errors that released samplers have had, planted one by one: a named check notices each."""
 
-import functools
 import tempfile
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from boltzmix.compose.kernels import HMC, MALA, UHMC
 from boltzmix.compose.samplers import Annealed, base
 from tests.compose import test_kernels, test_mcmc, test_smc, test_wrong_sampler_calls
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 KERNEL = "boltzmix.compose.kernels.base"
 LOOP, CLOUD, PATH, RUNS, CHAINS, REVERSE = (
@@ -18,21 +17,6 @@ LOOP, CLOUD, PATH, RUNS, CHAINS, REVERSE = (
 AVERAGING, WINDOWS = (f"boltzmix.compose.adaptation.{m}" for m in ("dual_averaging", "windows"))
 SUMS, PROPER, RESUME = (f"boltzmix.compose.samplers.{m}" for m in ("sums", "proper", "resume"))
 CALIBRATION, FLAT = (f"boltzmix.compose.{m}" for m in ("calibration", "flat"))
-
-
-def law(check, *args):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*args)
-        except AssertionError:
-            raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def resumes(case):

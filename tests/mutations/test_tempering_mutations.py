@@ -8,25 +8,10 @@ import torch
 import boltzmix as bm
 from boltzmix.compose.kernels import ParallelTempering
 from tests.compose import test_smc_kernels, test_tempering
-from tests.mutations.harness import Mutation, verify
+from tests.mutations.harness import Mutation, law, verify
 
 TEMPERING, TEMPERED, RECORD = (f"boltzmix.compose.kernels.{m}" for m in ("tempering", "tempered", "ladder_record"))
 LADDER, PATH = "boltzmix.compose.adaptation.temperatures", "boltzmix.compose.samplers.path"
-
-
-def law(check, *args):
-    """A check as a law: an error that it raises counts as noticed, too."""
-
-    @functools.wraps(check)
-    def run():
-        try:
-            check(*args)
-        except AssertionError:
-            raise
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
-            raise AssertionError(f"{type(error).__name__}: {error}") from error
-
-    return run
 
 
 def short(ladder, inner, steps=6):
