@@ -356,13 +356,27 @@ def metropolis(
     return chosen, Info(torch.nan_to_num(probability), accepted, divergent)
 
 
+def energy_fall(target: Target, state: State, proposal: State, estimate: Tensor) -> Tensor:
+    """E(x) − E(x') of an unadjusted move, ``(N,)``, for terms that have only a score ``estimate``.
+
+    An estimate integrates the score between few points, and sees nothing of a step from one side of a kink to the
+    other: energies take its place where there are any. −∞ where the proposal has no finite energy.
+    """
+    if not target.has_energy:
+        return estimate
+    # the first state of an unadjusted kernel has not got its energy yet
+    fall = torch.where(torch.isnan(state.energy), estimate, state.energy - proposal.energy)
+    return torch.where(torch.isfinite(proposal.energy), fall, -torch.inf)
+
+
 def take_stable(state: StateLike, proposal: StateLike, log_ratio: Tensor) -> tuple[StateLike, Info]:
     """Unadjusted kernels take every finite proposal of a stable trajectory; the others count as divergences.
 
-    ``log_ratio`` is what a Metropolis test would compare; its exponential, at most 1, is the acceptance reported.
+    ``log_ratio`` is what a Metropolis test would compare; its exponential, at most 1, is the acceptance reported. An
+    energy of +∞ is no density, and no divergence.
     """
     good = torch.isfinite(proposal.score).all(-1) & torch.isfinite(proposal.x).all(-1)
     good = good & (log_ratio > -100.0 - state.x.shape[1])
     chosen = take(good, proposal, state)
     rate = torch.where(good, log_ratio.clamp(max=0.0).exp(), 0.0)
-    return chosen, Info(rate, good, ~good)
+    return chosen, Info(rate, good, ~good & (proposal.energy != torch.inf))

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
+from boltzmix.compose.kernels.base import (
+    Info,
+    Kernel,
+    Noise,
+    State,
+    Target,
+    Tune,
+    energy_fall,
+    metropolis,
+    take_stable,
+)
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -149,12 +159,9 @@ class UHMC(HMC):
                 score = target.score(x)
             work = work + (0.5 * (before + score) * shift).sum(-1)
             velocity = velocity + 0.5 * step * tune.pull(score)
+        proposal = State(x, energy, score)
         kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
-        if target.has_energy:  # a trapezoid rule sees nothing of a step from one side of a kink to the other
-            work = torch.where(torch.isnan(state.energy), work, state.energy - energy)
-            work = torch.where(torch.isfinite(energy), work, -torch.inf)
-        state, info = take_stable(state, State(x, energy, score), work + kinetic)
-        return state, replace(info, divergent=info.divergent & ~(energy == torch.inf))
+        return take_stable(state, proposal, energy_fall(target, state, proposal, work) + kinetic)
 
 
 def jittered(tune: Tune, noise: Noise, jitter: bool) -> Tensor:

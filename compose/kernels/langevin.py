@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, metropolis, take_stable
+from boltzmix.compose.kernels.base import (
+    Info,
+    Kernel,
+    Noise,
+    State,
+    Target,
+    Tune,
+    energy_fall,
+    metropolis,
+    take_stable,
+)
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -37,11 +47,11 @@ class ULA(_Langevin):
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One move of every chain; one evaluation."""
         x, move = _propose(state, tune, noise)
-        score = target.score(x)
-        # what a Metropolis test would say, with the energy change integrated along the segment
-        change = 0.5 * ((state.score + score) * (x - state.x)).sum(-1)
-        log_ratio = change + _reverse_ratio(move, score, tune, noise)
-        return take_stable(state, State(x, state.energy, score), log_ratio)
+        energy, score = target.energy_and_score(x) if target.has_energy else (state.energy, target.score(x))
+        proposal = State(x, energy, score)
+        # what a Metropolis test would say; without energies, with their change integrated along the segment
+        change = energy_fall(target, state, proposal, 0.5 * ((state.score + score) * (x - state.x)).sum(-1))
+        return take_stable(state, proposal, change + _reverse_ratio(move, score, tune, noise))
 
     def initial_step_size(self, dim: int) -> float:
         """Of the order of dim^(−1/3)."""

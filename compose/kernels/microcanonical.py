@@ -34,6 +34,7 @@ from boltzmix.compose.kernels.base import (
     Target,
     Tune,
     check_positive,
+    energy_fall,
     metropolis,
     take_stable,
 )
@@ -157,18 +158,13 @@ class MicrocanonicalLangevin(Kernel):
             return self._trajectory(target, state, tune, noise)
         assert isinstance(state, VelocityState)
         proposal, gain, work = self._integrate(target, state, tune, tune.column)
-        if target.has_energy:
-            # the state that the base evaluates for unadjusted kernels has no energy yet
-            unknown = torch.isnan(state.energy) & torch.isfinite(proposal.energy)
-            work = torch.where(unknown, work, proposal.energy - state.energy)
-        error = work + gain
+        error = gain - energy_fall(target, state, proposal, -work)
         chosen, info = take_stable(state, proposal, -error)
-        divergent = info.divergent & ~(proposal.energy == torch.inf)
         chosen = turned(chosen, info.accepted)
         size, length = tune.column, _column(self._length(tune, state.x))
         spread = (torch.expm1(2 * size / length) / state.x.shape[1]).sqrt()
         chosen = replace(chosen, velocity=unit(chosen.velocity + spread * noise.normal))
-        return chosen, MicrocanonicalInfo(info.acceptance, info.accepted, divergent, energy_error=error)
+        return chosen, MicrocanonicalInfo(info.acceptance, info.accepted, info.divergent, energy_error=error)
 
     def _trajectory(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         ratio = self._length(tune, state.x) / tune.step_size

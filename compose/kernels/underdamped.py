@@ -9,12 +9,22 @@ leaves :math:`p(x)\, N(v; 0, I)` invariant. One step of size ε is BAOAB: half a
 Ornstein-Uhlenbeck update of v, half a drift, half a kick. The score at its end begins the next step.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, check_positive, take_stable
+from boltzmix.compose.kernels.base import (
+    Info,
+    Kernel,
+    Noise,
+    State,
+    Target,
+    Tune,
+    check_positive,
+    energy_fall,
+    take_stable,
+)
 from boltzmix.compose.kernels.velocity import VelocityState, turned, with_velocity
 
 
@@ -70,13 +80,11 @@ class Underdamped(Kernel):
         x = state.x + 0.5 * step * tune.push(kicked + renewed)
         energy, score = target.energy_and_score(x) if target.has_energy else (state.energy, target.score(x))
         velocity = renewed + 0.5 * step * tune.pull(score)
-        # the work that is not heat, with the energy change integrated along the chord (exact for Gaussians)
-        work = (0.5 * (state.score + score) * (x - state.x)).sum(-1)
+        proposal = VelocityState(x, energy, score, velocity)
+        # the work that is not heat; without energies, with their change integrated along the chord
+        work = energy_fall(target, state, proposal, (0.5 * (state.score + score) * (x - state.x)).sum(-1))
         work = work + 0.5 * (kinetic(state.velocity, kicked) + kinetic(renewed, velocity))
-        if target.has_energy:  # a score may well be finite where there is no density
-            work = torch.where(torch.isfinite(energy), work, -torch.inf)
-        moved, info = take_stable(state, VelocityState(x, energy, score, velocity), work)
-        info = replace(info, divergent=info.divergent & ~(energy == torch.inf))
+        moved, info = take_stable(state, proposal, work)
         return turned(moved, info.accepted), info
 
     def initial_step_size(self, dim: int) -> float:

@@ -228,9 +228,10 @@ def test_noise_of_a_block_is_one_transition_at_a_time():
     assert not torch.equal(block[1].uniform, block[2].uniform)
 
 
-def test_unadjusted_hmc_adapts_on_linear_tails():
+@pytest.mark.parametrize("kernel", [UHMC(), ULA()], ids=["UHMC", "ULA"])
+def test_unadjusted_kernels_adapt_on_linear_tails(kernel):
     """The gradients on either side of a kink cancel in a trapezoid rule: such jumps would look free of error."""
     target = term(lambda x: (torch.nn.functional.softplus(2 * x) - x).sum(1), kind="energy", event_shape=1)  # log cosh
-    sampler = MCMC(UHMC(), warmup=300, draws=100)
-    draw = sample(target, chains=100, sampler=sampler, dtype=torch.float64, seed=1)
+    sampler = MCMC(kernel, warmup=300, draws=200)
+    draw = sample(target, chains=200, sampler=sampler, dtype=torch.float64, seed=1)
     assert 0.8 < float(draw.x.var()) / (math.pi**2 / 4) < 1.25

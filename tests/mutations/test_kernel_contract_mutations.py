@@ -114,8 +114,8 @@ HAMILTONIANS = [
     Mutation(
         "unadjusted HMC reports no acceptance",
         HMC_,
-        "work + kinetic)",
-        "0 * kinetic)",
+        "energy_fall(target, state, proposal, work) + kinetic",
+        "0 * kinetic",
         law(
             test_kernels.test_unadjusted_kernels_report_the_acceptance_that_a_test_would_have,
             UHMC(step_size=0.9, num_leapfrog=3),

@@ -7,7 +7,7 @@ from tests.compose import test_microcanonical as micro
 from tests.compose import test_underdamped as under
 from tests.mutations.harness import Mutation, law, verify
 
-KERNEL = "boltzmix.compose.kernels.microcanonical"
+KERNEL, BASE = "boltzmix.compose.kernels.microcanonical", "boltzmix.compose.kernels.base"
 TUNING = "boltzmix.compose.adaptation.microcanonical"
 UNDERDAMPED, VELOCITY, HMC_, GHMC_ = (
     f"boltzmix.compose.kernels.{m}" for m in ("underdamped", "velocity", "hmc", "ghmc")
@@ -72,10 +72,16 @@ MICROCANONICAL = [
     Mutation("ν for a length twice as long", KERNEL, "expm1(2 * size / length)", "expm1(size / length)", FORGETS),
     Mutation("ν without the dimension", KERNEL, " / state.x.shape[1]).sqrt()", ").sqrt()", FORGETS),
     Mutation("no renewal", KERNEL, "chosen.velocity + spread * noise.normal", "chosen.velocity", FORGETS),
-    Mutation("the energy error without ΔK", KERNEL, "error = work + gain", "error = work", BLIND),
+    Mutation("the energy error without ΔK", KERNEL, "error = gain - energy", "error = -energy", BLIND),
     Mutation("half the work", KERNEL, "(0.5 * (before + score)", "(before", BLIND),
-    Mutation("an infinite energy is accepted at first", KERNEL, "& torch.isfinite(proposal.energy)", "", INFINITE),
-    Mutation("infinite energies count", KERNEL, "& ~(proposal.energy == torch.inf)", "", INFINITE),
+    Mutation(
+        "an infinite energy is accepted at first",
+        BASE,
+        "torch.where(torch.isfinite(proposal.energy), fall, -torch.inf)",
+        "fall",
+        INFINITE,
+    ),
+    Mutation("infinite energies count", BASE, "~good & (proposal.energy != torch.inf)", "~good", INFINITE),
     Mutation("no flip at a wall", KERNEL, "chosen = turned(chosen, info.accepted)", "pass", EDGE),
     Mutation("drifts without the mass", KERNEL, "size * tune.push(velocity)", "size * velocity", MASS),
     Mutation("kicks without the mass", KERNEL, "kick(velocity, tune.pull(score)", "kick(velocity, score", MASS),
@@ -194,17 +200,10 @@ LANGEVIN = [
     Mutation("work of one score", UNDERDAMPED, "0.5 * (state.score + score)", "score", WORK),
     Mutation(
         "finite scores are enough",
-        UNDERDAMPED,
-        "if target.has_energy:  #",
-        "if False:  #",
+        BASE,
+        "if not target.has_energy:",
+        "if True:",
         law(under.test_energies_that_are_undefined_are_refused_though_scores_are_finite, float("nan"), True),
-    ),
-    Mutation(
-        "infinite energies count",
-        UNDERDAMPED,
-        "& ~(energy == torch.inf)",
-        "",
-        law(under.test_energies_that_are_undefined_are_refused_though_scores_are_finite, float("inf"), False),
     ),
     Mutation(
         "no turn where a step is refused",
