@@ -69,10 +69,15 @@ def blackjax_nuts(target: Density, starts: Tensor, warmup: int, draws: int, seed
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(seed), len(starts))
         found = jax.device_get(_blackjax_nuts(target.name, warmup, draws)(keys, starts.numpy()))
+    return _nuts_chains(found)
+
+
+def _nuts_chains(found: dict[str, Any]) -> Chains:
+    """What either library's scan gave; the start of each chain was one gradient."""
     return Chains(
         torch.tensor(found["x"]),
         gradients=int(found["steps"].sum()),
-        warmup_gradients=int(found["warmup_steps"].sum()) + len(starts),
+        warmup_gradients=int(found["warmup_steps"].sum()) + len(found["x"]),
         divergences=int(found["divergent"].sum()),
         step_size=float(found["step_size"].mean()),
         length=float(found["steps"].mean()),
@@ -119,15 +124,7 @@ def numpyro_nuts(target: Density, starts: Tensor, warmup: int, draws: int, seed:
         keys = jax.random.split(jax.random.PRNGKey(seed), len(starts))
         states = kernel.init(keys, warmup, starts.numpy(), (), {})
         found = jax.device_get(run(states))
-    return Chains(
-        torch.tensor(found["x"]),
-        gradients=int(found["steps"].sum()),
-        warmup_gradients=int(found["warmup_steps"].sum()) + len(starts),
-        divergences=int(found["divergent"].sum()),
-        step_size=float(found["step_size"].mean()),
-        length=float(found["steps"].mean()),
-        numbers={"acceptance": float(found["acceptance"].mean()), "variances": found["mass"].mean(0).tolist()},
-    )
+    return _nuts_chains(found)
 
 
 @cache

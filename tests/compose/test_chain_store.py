@@ -2,18 +2,19 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from boltzmix.compose.callables import term
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels import HMC, MALA
 from boltzmix.compose.sample import sample
-from boltzmix.compose.samplers import MCMC, base
+from boltzmix.compose.samplers import MCMC
 from boltzmix.compose.samplers.store import Store
+from tests.interruption import assert_same_run, interrupt
 
 P = Gaussian(torch.zeros(3), torch.tensor([0.1, 1.0, 10.0]))
 NAMED = Gaussian(torch.zeros(2), 1.0).on("a") * Gaussian(torch.zeros(3, 2), 2.0).on("b")
@@ -34,37 +35,17 @@ def test_files_hold_what_memory_would(tmp_path):
     assert inside.info.ess == outside.info.ess
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("out", [False, True], ids=["in memory", "in files"])
-def test_a_killed_run_goes_on_bit_for_bit(out, share, tmp_path, monkeypatch):
-    save = base.Checkpoint.save
-    monkeypatch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
-    calls, last = [0], [math.inf]
+def test_a_killed_run_goes_on_bit_for_bit(out, share, tmp_path):
+    def unfinished():
+        assert not list(tmp_path.glob("draws/*.npy"))
 
-    def fn(x):
-        calls[0] += 1
-        if calls[0] >= last[0]:
-            raise Killed
-        return (x**4).sum(-1)
-
-    target = term(fn, kind="energy", event_shape=2)
-    sampler = MCMC(HMC(num_leapfrog=2), warmup=120, draws=200, thin=3, out=tmp_path / "draws" if out else None)
-    whole = sample(target, chains=4, sampler=MCMC(HMC(num_leapfrog=2), warmup=120, draws=200, thin=3), seed=1)
-    last[0], calls[0] = share * calls[0], 0
-    with pytest.raises(Killed):
-        sample(target, chains=4, sampler=sampler, seed=1, checkpoint=tmp_path / "run")
-    assert not list(tmp_path.glob("draws/*.npy"))
-    last[0], calls[0] = math.inf, 0
-    resumed = sample(target, chains=4, sampler=sampler, seed=1, checkpoint=tmp_path / "run")
-    assert torch.equal(resumed.x, whole.x)
-    assert all(torch.equal(resumed.stats[k], v) for k, v in whole.stats.items())
-    for field in ("acceptance", "divergences", "evaluations", "step_size", "ess"):
-        assert getattr(resumed.info, field) == getattr(whole.info, field), field
-    assert resumed.info.extra == whole.info.extra
+    alone = MCMC(HMC(num_leapfrog=2), warmup=120, draws=200, thin=3)
+    sampler = replace(alone, out=tmp_path / "draws") if out else alone
+    file = tmp_path / "run"
+    found = interrupt(lambda x: (x**4).sum(-1), sampler, share, file, seed=1, alone=alone, after_death=unfinished)
+    assert_same_run(found.resumed, found.whole)
 
 
 def test_files_of_an_interrupted_run_that_are_gone_are_missed(tmp_path):

@@ -17,7 +17,8 @@ from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
 from boltzmix.compose.kernels import HMC, MALA, NUTS, UHMC, ULA, Gibbs, draw_noise
 from boltzmix.compose.sample import sample
-from boltzmix.compose.samplers import MCMC, base
+from boltzmix.compose.samplers import MCMC
+from tests.interruption import assert_same_run, interrupt
 
 VARIANCES = torch.tensor([0.2, 1.0, 3.0])
 P = Gaussian(torch.tensor([1.0, -2.0, 0.5]), VARIANCES)
@@ -204,36 +205,13 @@ def test_score_only_terms_need_unadjusted_kernels():
     assert sample(score_only, chains=2, sampler=MCMC(ULA(step_size=0.1), draws=5), seed=0).x.shape == (2, 5, 2)
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.mark.parametrize("share", [0.3, 0.8], ids=["in the warm-up", "in the draws"])
-def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path, monkeypatch):
-    save = base.Checkpoint.save
-    monkeypatch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
-    calls, last = [0], [math.inf]
-
-    def fn(x):
-        calls[0] += 1
-        if calls[0] >= last[0]:
-            raise Killed
-        return (x**4).sum(-1)
-
-    target, sampler, file = energy(fn, 2), MCMC(HMC(num_leapfrog=3), warmup=150, draws=200), tmp_path / "run"
-    whole = sample(target, chains=4, sampler=sampler, seed=13)
-    last[0], total, calls[0] = share * calls[0], calls[0], 0
-    with pytest.raises(Killed):
-        sample(target, chains=4, sampler=sampler, seed=13, checkpoint=file)
-    calls[0], last[0] = 0, math.inf
-    resumed = sample(target, chains=4, sampler=sampler, seed=13, checkpoint=file)
-    assert calls[0] < total
-    assert torch.equal(resumed.x, whole.x)
-    assert resumed.info.acceptance == whole.info.acceptance
-    assert resumed.info.step_size == whole.info.step_size
-    assert resumed.info.evaluations == whole.info.evaluations
+def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path):
+    sampler = MCMC(HMC(num_leapfrog=3), warmup=150, draws=200)
+    found = interrupt(lambda x: (x**4).sum(-1), sampler, share, tmp_path / "run", seed=13)
+    assert_same_run(found.resumed, found.whole)
     with pytest.raises(ValueError, match="another run.*seed"):
-        sample(target, chains=4, sampler=sampler, seed=14, checkpoint=file)
+        found.again(14)
 
 
 def test_a_target_that_is_never_finite_again_says_so():

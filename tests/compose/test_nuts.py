@@ -20,8 +20,9 @@ from boltzmix.compose.flat import FlatView, ravel
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels import NUTS, Diagonal, Noise, State, Tune
 from boltzmix.compose.sample import sample
-from boltzmix.compose.samplers import MCMC, base
+from boltzmix.compose.samplers import MCMC
 from tests import kernel_contracts
+from tests.interruption import assert_same_run, interrupt
 from tests.kernel_contracts import bound
 from tests.kernel_contracts import seeded as generator
 
@@ -399,50 +400,8 @@ def test_it_is_the_kernel_of_chains_that_name_none():
         sample(term(lambda x: -x, kind="score", event_shape=2), chains=2)
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 @pytest.mark.parametrize("share", [0.6, 0.95], ids=["in the warm-up", "in the draws"])
-def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path, monkeypatch):
-    save = base.Checkpoint.save
-    monkeypatch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
-    calls, last = [0], [math.inf]
-
-    def fn(x):
-        calls[0] += 1
-        if calls[0] >= last[0]:
-            raise Killed
-        return 0.5 * (x**2).sum(-1)
-
-    target, sampler, file = term(fn, kind="energy", event_shape=2), MCMC(NUTS(), warmup=200, draws=100), tmp_path / "r"
-    whole = sample(target, chains=4, sampler=sampler, seed=3)
-    last[0], total, calls[0] = share * calls[0], calls[0], 0
-    with pytest.raises(Killed):
-        sample(target, chains=4, sampler=sampler, seed=3, checkpoint=file)
-    calls[0], last[0] = 0, math.inf
-    resumed = sample(target, chains=4, sampler=sampler, seed=3, checkpoint=file)
-    assert calls[0] < total
-    assert torch.equal(resumed.x, whole.x)
-    for name, value in whole.stats.items():
-        assert torch.equal(resumed.stats[name], value), name
-    assert resumed.info.evaluations == whole.info.evaluations
-    assert resumed.info.step_size == whole.info.step_size
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_depth": 0}, "max_depth >= 1, got 0"),
-        ({"max_depth": True}, "max_depth >= 1, got True"),
-        ({"max_depth": 2.5}, "max_depth >= 1, got 2.5"),
-        ({"target_acceptance": 1.0}, r"target_acceptance in \(0, 1.0\), got 1.0"),
-        ({"max_energy_error": 0.0}, "max_energy_error in"),
-        ({"max_energy_error": float("nan")}, "max_energy_error in"),
-        ({"step_size": -1.0}, "NUTS needs a positive finite step_size"),
-    ],
-    ids=str,
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        NUTS(**settings)
+def test_a_killed_run_goes_on_bit_for_bit(share, tmp_path):
+    sampler = MCMC(NUTS(), warmup=200, draws=100)
+    found = interrupt(lambda x: 0.5 * (x**2).sum(-1), sampler, share, tmp_path / "run", seed=3)
+    assert_same_run(found.resumed, found.whole)

@@ -18,7 +18,7 @@ from boltzmix.compose.kernels.ghmc import GHMC
 from boltzmix.compose.kernels.ladder_record import bridge, evidence, suggested
 from boltzmix.compose.kernels.tempered import Ends, Parts, TemperedTarget, weights_of
 from boltzmix.compose.kernels.tempering import swap_chances, swap_order
-from boltzmix.compose.samplers import base
+from tests.interruption import assert_same_run, interrupt
 from tests.kernel_contracts import bound
 from tests.kernel_contracts import seeded as generator
 
@@ -342,35 +342,12 @@ def test_gradients_of_discrete_variables():
     assert float(((shares.mean(0) - exact) / (shares.std(0) / 10)).abs().max()) < 5
 
 
-class Killed(Exception):
-    """The process died here."""
-
-
 @pytest.mark.parametrize(("share", "dtype"), [(0.4, torch.float32), (0.8, torch.float32), (0.8, torch.float64)])
-def test_a_killed_run_goes_on_bit_for_bit(share, dtype, tmp_path, monkeypatch):
-    save = base.Checkpoint.save
-    monkeypatch.setattr(base.Checkpoint, "save", lambda self, make, force=False: save(self, make, True))
-    calls, last = [0], [math.inf]
-
-    def fn(x):
-        calls[0] += 1
-        if calls[0] >= last[0]:
-            raise Killed
-        return (x**4 - 3 * x**2).sum(-1)
-
+def test_a_killed_run_goes_on_bit_for_bit(share, dtype, tmp_path):
     kernel = ParallelTempering(GHMC(), reference=bm.Gaussian(torch.zeros(2, dtype=dtype), 4.0))
-    target, sampler, file = density(fn, 2), bm.MCMC(kernel, warmup=130, draws=130), tmp_path / "run"
-    whole = bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13)
-    last[0], total, calls[0] = share * calls[0], calls[0], 0
-    with pytest.raises(Killed):
-        bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13, checkpoint=file)
-    calls[0], last[0] = 0, math.inf
-    resumed = bm.sample(target, chains=4, sampler=sampler, dtype=dtype, seed=13, checkpoint=file)
-    assert calls[0] < total
-    assert torch.equal(resumed.x, whole.x)
-    assert (resumed.log_z, resumed.log_z_se) == (whole.log_z, whole.log_z_se)
-    assert resumed.info.extra["swap_acceptance"] == whole.info.extra["swap_acceptance"]
-    assert resumed.info.evaluations == whole.info.evaluations
+    sampler = bm.MCMC(kernel, warmup=130, draws=130)
+    found = interrupt(lambda x: (x**4 - 3 * x**2).sum(-1), sampler, share, tmp_path / "run", seed=13, dtype=dtype)
+    assert_same_run(found.resumed, found.whole)
 
 
 def test_a_target_that_is_no_term():

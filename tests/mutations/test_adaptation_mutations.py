@@ -22,8 +22,8 @@ def in_files(check, *args):
     """A check of files, in a folder of its own."""
 
     def run():
-        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-            check(*args, Path(folder), *([patch] if args else []))
+        with tempfile.TemporaryDirectory() as folder:
+            check(*args, Path(folder))
 
     return law(run)
 
