@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.adaptation.base import Adaptation
-from boltzmix.compose.kernels.base import Kernel, KernelLike, State, Target
+from boltzmix.compose.kernels.base import KernelLike, State, Target, check_kernel
 
 
 def window_adaptation(
@@ -54,9 +54,7 @@ def warm_up(
     """
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
         raise ValueError(f"warmup is an int >= 1, got {warmup!r}")
-    if not isinstance(kernel, Kernel):
-        got = f"the class {kernel.__name__}; write {kernel.__name__}()" if isinstance(kernel, type) else repr(kernel)
-        raise TypeError(f"window_adaptation(kernel, target, x) takes a kernel such as NUTS(), got {got}")
+    check_kernel(kernel, "window_adaptation(kernel, target, x)")
     if not (kernel.adapts or adaptation is not None):
         raise ValueError(f"{kernel!r} leaves nothing to adapt; leave its step_size out")
     generator = seed

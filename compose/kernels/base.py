@@ -380,3 +380,10 @@ def take_stable(state: StateLike, proposal: StateLike, log_ratio: Tensor) -> tup
     chosen = take(good, proposal, state)
     rate = torch.where(good, log_ratio.clamp(max=0.0).exp(), 0.0)
     return chosen, Info(rate, good, ~good & (proposal.energy != torch.inf))
+
+
+def check_kernel(kernel: object, owner: str) -> None:
+    """Kernels are instances, not classes."""
+    if not isinstance(kernel, Kernel):
+        what = f"the class {kernel.__name__}; write {kernel.__name__}()" if isinstance(kernel, type) else repr(kernel)
+        raise TypeError(f"{owner} takes a kernel such as HMC(), got {what}")

@@ -15,12 +15,11 @@ from boltzmix.compose.advice import Facts, report
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.flat import FlatTarget, FlatView, require_energy
-from boltzmix.compose.kernels.base import Info, Kernel, State
+from boltzmix.compose.kernels.base import Info, Kernel, State, check_kernel
 from boltzmix.compose.kernels.nuts import NUTS
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, new_info
 from boltzmix.compose.samplers.chain_starts import chain_starts
 from boltzmix.compose.samplers.energies import Energies
-from boltzmix.compose.samplers.smc import check_kernel
 from boltzmix.compose.samplers.store import Store
 from boltzmix.compose.variable import first_tensor, map_state
 
@@ -53,7 +52,8 @@ class MCMC(Sampler):
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
-        check_kernel(self.kernel, "MCMC")
+        if self.kernel is not None:
+            check_kernel(self.kernel, "MCMC(kernel=…)")
         for name, least in (("draws", 1), ("thin", 1), ("warmup", 0)):
             value = getattr(self, name)
             if name == "warmup" and value == "auto":

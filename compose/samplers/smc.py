@@ -27,7 +27,7 @@ from torch import Tensor
 from boltzmix.compose.draw import Draw, zeros
 from boltzmix.compose.errors import NonFinite, SamplingWarning
 from boltzmix.compose.flat import FlatView, require_energy
-from boltzmix.compose.kernels.base import Kernel
+from boltzmix.compose.kernels.base import Kernel, check_kernel
 from boltzmix.compose.kernels.hmc import HMC, UHMC
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.samplers.anneal import Descent, Plan, begin, descend, move
@@ -97,7 +97,8 @@ class SMC(Sampler):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is an int >= {least}, got {value!r}")
-        check_kernel(self.kernel, type(self).__name__)
+        if self.kernel is not None:
+            check_kernel(self.kernel, f"{type(self).__name__}(kernel=…)")
 
     def run(self, request: Request) -> Draw:
         """Go down the path; sums whose members are not normalised are split over their members first."""
@@ -163,7 +164,8 @@ class Annealed(Sampler):
         check_levels_setting(self.levels)
         if isinstance(self.sweeps, bool) or not isinstance(self.sweeps, int) or self.sweeps < 1:
             raise ValueError(f"sweeps is an int >= 1, got {self.sweeps!r}")
-        check_kernel(self.kernel, "Annealed")
+        if self.kernel is not None:
+            check_kernel(self.kernel, "Annealed(kernel=…)")
 
     def run(self, request: Request) -> Draw:
         """Go down the path without weights; sums of score-only members are stratified."""
@@ -203,13 +205,6 @@ def level_grid(levels: LevelsLike) -> str | list[float]:
     if isinstance(levels, int):
         return [(k + 1) / levels for k in range(levels)]
     return [float(u) for u in levels]
-
-
-def check_kernel(kernel: Kernel | None, owner: str) -> None:
-    """Kernels are instances, not classes."""
-    if kernel is not None and not isinstance(kernel, Kernel):
-        what = f"the class {kernel.__name__}; write {kernel.__name__}()" if isinstance(kernel, type) else repr(kernel)
-        raise TypeError(f"{owner}(kernel=…) takes a kernel such as HMC(), got {what}")
 
 
 # --------------------------------------------------------------------- running
