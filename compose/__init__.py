@@ -4,10 +4,12 @@ from boltzmix.compose.adaptation import BlockAdaptation, ChEES, Microcanonical, 
 from boltzmix.compose.box import Box
 from boltzmix.compose.calibration import calibrate
 from boltzmix.compose.callables import term
+from boltzmix.compose.compiled import compile_kernel
 from boltzmix.compose.constraints import Clamp, Denoised, Geometric, bounded_negation
 from boltzmix.compose.diagnostics import autocorrelation, bfmi, ess, mcse, rhat
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import (
+    CompileError,
     MissingEnergy,
     MissingExtra,
     NonFinite,
@@ -64,6 +66,7 @@ __all__ = [
     "Box",
     "ChEES",
     "Clamp",
+    "CompileError",
     "Denoised",
     "DiscreteLangevin",
     "Draw",
@@ -97,6 +100,7 @@ __all__ = [
     "bfmi",
     "bounded_negation",
     "calibrate",
+    "compile_kernel",
     "ess",
     "guidance",
     "integers",

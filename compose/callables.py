@@ -13,6 +13,7 @@ from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIss
 from boltzmix.compose.distributions import Distribution
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.term import Term
+from boltzmix.compose.tracing import is_tracing
 from boltzmix.compose.variable import State, Variable, Variables, first_tensor, map_state
 
 KINDS = ("log_prob", "energy", "score")
@@ -156,6 +157,8 @@ class Function(Term):
         try:
             value = self._call(x, sigma)
         except _ROW_ERRORS as error:
+            if is_tracing():
+                raise
             value, failed = self._split(x, sigma)
             worked = failed < like.shape[0] or (like.dtype, like.device) in self._worked
             if not worked and not isinstance(error, LinAlgError):

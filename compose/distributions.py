@@ -37,6 +37,7 @@ from torch.distributions import Distribution as TorchDistribution
 
 from boltzmix.compose.supports import Support, canonical
 from boltzmix.compose.term import Normalized
+from boltzmix.compose.tracing import is_tracing
 from boltzmix.compose.variable import Variable, integers
 
 _SURFACES = tuple(
@@ -107,6 +108,9 @@ class Distribution(Normalized):
         point = x[:, 0] if self._scalar else x
         with torch.no_grad():
             within = inside(self._density, point)
+        if is_tracing():  # a graph has no branches
+            outside = torch.where(torch.isnan(x).flatten(1).any(1), torch.nan, torch.inf)
+            return torch.where(within, self._formula(point), outside.to(point))
         if bool(within.all()):
             return self._formula(point)
         rows = within.nonzero()[:, 0]

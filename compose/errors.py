@@ -21,5 +21,9 @@ class MissingExtra(ImportError):
     """An optional dependency is not installed; the message names the ``pip install``."""
 
 
+class CompileError(RuntimeError):
+    """A kernel cannot be compiled for a target; the message says what stands in the way."""
+
+
 class SamplingWarning(UserWarning):
     """A draw was made, but something about it limits what may be concluded from it."""

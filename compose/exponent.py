@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boltzmix.compose.tracing import is_tracing
+
 
 class Exponent(nn.Module):
     """A number, a scalar tensor (learnable if it requires grad) or a function σ → number or ``(N,)``.
@@ -165,7 +167,7 @@ def _call(function: object, level: Tensor) -> float | Tensor:
                 f"the exponent {name} returns a number or one per row, got shape {tuple(value.shape)} for sigma of "
                 f"shape {tuple(level.shape)}"
             )
-        finite = torch.compiler.is_compiling() or bool(torch.isfinite(value).all())
+        finite = torch.compiler.is_compiling() or is_tracing() or bool(torch.isfinite(value).all())
     elif isinstance(value, (int, float)):
         finite = math.isfinite(value)
     else:

@@ -22,6 +22,7 @@ from boltzmix.compose.exponent import Exponent, as_exponent
 from boltzmix.compose.gaussian import Gaussian, GaussianMixture
 from boltzmix.compose.supports import describe, edges, identity, meet
 from boltzmix.compose.term import Evaluated, Term, evaluate
+from boltzmix.compose.tracing import is_tracing
 from boltzmix.compose.variable import (
     State,
     Variable,
@@ -490,7 +491,7 @@ def _number(weight: float | Tensor) -> float:
 
 def _is_zero(weight: float | Tensor) -> bool:
     if isinstance(weight, Tensor):
-        return weight.ndim == 0 and not weight.requires_grad and float(weight) == 0.0
+        return weight.ndim == 0 and not weight.requires_grad and not is_tracing() and float(weight) == 0.0
     return weight == 0.0
 
 
@@ -498,7 +499,7 @@ def _powered(value: Tensor, weight: float | Tensor) -> Tensor:
     """``weight · value``, with 0 · ∞ = 0: p ** 0 is 1 also where p is 0."""
     if isinstance(weight, Tensor):
         weight = expand_rows(weight, value)
-        if weight.ndim or weight.requires_grad:
+        if weight.ndim or weight.requires_grad or is_tracing():
             value = torch.where((weight == 0) & ~torch.isfinite(value), 0.0, value)
         return weight * value
     return value if weight == 1.0 else weight * value

@@ -76,6 +76,8 @@ def assert_same_run(left: Draw, right: Draw) -> None:
     assert torch.equal(left.x, right.x)
     assert left.stats.keys() == right.stats.keys()
     assert all(torch.equal(left.stats[name], value) for name, value in right.stats.items())
-    for field in ("acceptance", "divergences", "evaluations", "step_size", "ess", "extra"):
+    for field in ("acceptance", "divergences", "evaluations", "step_size", "ess"):
         assert getattr(left.info, field) == getattr(right.info, field), field
+    for name in left.info.extra.keys() | right.info.extra.keys():
+        assert name == "compile" or left.info.extra[name] == right.info.extra[name], name
     assert (left.log_z, left.log_z_se) == (right.log_z, right.log_z_se)

@@ -97,8 +97,8 @@ def test_wheel_holds_every_file_once(wheel):
         expected |= {f"boltzmix/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / folder).rglob("*.py")}
     weights = [file for file in (ROOT / "models" / "weights").glob("*") if file.suffix in (".safetensors", ".json")]
     expected |= {f"boltzmix/models/weights/{file.name}" for file in weights}
-    shipped = ROOT / "benchmarks" / "data" / "posteriordb"
-    expected |= {f"boltzmix/{file.relative_to(ROOT).as_posix()}" for file in shipped.rglob("*.*")}
+    shipped = [*(ROOT / "benchmarks" / "data").rglob("*.*"), *(ROOT / "compose" / "compiled").glob("*.h")]
+    expected |= {f"boltzmix/{file.relative_to(ROOT).as_posix()}" for file in shipped}
     expected |= {f"boltzmix/models/configs/{file.name}" for file in (ROOT / "models" / "configs").glob("*.toml")}
     assert sorted(in_wheel) == sorted(expected)
 

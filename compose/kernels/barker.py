@@ -22,7 +22,7 @@ class BarkerNoise(Noise):
 
     turns: Tensor | None = None
 
-    def __getitem__(self, step: int) -> "BarkerNoise":
+    def __getitem__(self, step: int | slice) -> "BarkerNoise":
         """One transition of a block."""
         assert self.turns is not None
         return BarkerNoise(

@@ -176,8 +176,8 @@ class Noise:
     jitter: Tensor
     generator: torch.Generator | None = None
 
-    def __getitem__(self, step: int) -> "Noise":
-        """One transition of a block drawn by :func:`draw_noise` with ``steps``."""
+    def __getitem__(self, step: int | slice) -> "Noise":
+        """One transition of a block drawn by :func:`draw_noise` with ``steps``, or some of them as a block."""
         return Noise(self.normal[step], self.uniform[step], self.jitter[step], self.generator)
 
 

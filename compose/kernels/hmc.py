@@ -7,7 +7,7 @@ With velocities in whitened units, :math:`v \sim N(0, I)`, and an inverse mass :
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from boltzmix.compose.kernels.base import (
     metropolis,
     take_stable,
 )
+from boltzmix.compose.tracing import Repetitions, repeat, unknown_repetitions
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -103,10 +104,12 @@ class HMC(Kernel):
         found = super().tuned(tune)
         return found if tune.length is None else replace(found, length=float(tune.length.median()))
 
-    def leapfrogs(self, tune: Tune, noise: Noise) -> int:
+    def repetitions(self, tune: Tune, noise: Noise) -> int | Repetitions:
         """The number of leapfrogs of one transition."""
         if self.num_leapfrog is not None:
             return self.num_leapfrog
+        if (unknown := unknown_repetitions()) is not None:
+            return unknown
         length = self.length if tune.length is None else float(tune.length.median())
         if length is None:
             raise ValueError(
@@ -117,15 +120,16 @@ class HMC(Kernel):
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; one evaluation for each leapfrog."""
-        count = self.leapfrogs(tune, noise)
+        count = self.repetitions(tune, noise)
         step = jittered(tune, noise, self.jitter)
         proposal, velocity = leapfrog(target, state, noise.normal, tune, step, count)
         before = state.energy + 0.5 * (noise.normal * noise.normal).sum(-1)
         after = proposal.energy + 0.5 * (velocity * velocity).sum(-1)
         state, info = metropolis(state, proposal, before - after, noise.uniform)
         hamiltonian = torch.where(info.accepted, after, before)
-        random = self.num_leapfrog is None
-        used = torch.full_like(info.accepted, count, dtype=torch.long) if random else None
+        used = None
+        if self.num_leapfrog is None and isinstance(count, int):
+            used = torch.full_like(info.accepted, count, dtype=torch.long)
         return state, Trajectory(
             info.acceptance, info.accepted, info.divergent, hamiltonian, used, end=proposal.x, velocity=velocity
         )
@@ -147,18 +151,26 @@ class UHMC(HMC):
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
         step = jittered(tune, noise, self.jitter)
-        x, velocity, energy, score = state.x, noise.normal, state.energy, state.score
-        work, count = torch.zeros_like(state.energy), self.leapfrogs(tune, noise)
-        for k in range(count):
-            velocity = velocity + 0.5 * step * tune.pull(score)
+        count = self.repetitions(tune, noise)
+
+        def half(velocity: Tensor, score: Tensor, step: Tensor, tune: Tune) -> Tensor:
+            return velocity + 0.5 * step * tune.pull(score)
+
+        def move(x: Tensor, velocity: Tensor, score: Tensor, work: Tensor, step: Tensor, tune: Tune) -> tuple[Any, ...]:
+            velocity = half(velocity, score, step, tune)
             shift = step * tune.push(velocity)
-            x, before = x + shift, score
-            if target.has_energy and k == count - 1:
-                energy, score = target.energy_and_score(x)
-            else:
-                score = target.score(x)
+            x, before, score = x + shift, score, target.score(x + shift)
             work = work + (0.5 * (before + score) * shift).sum(-1)
-            velocity = velocity + 0.5 * step * tune.pull(score)
+            return x, half(velocity, score, step, tune), score, work
+
+        start = (state.x, noise.normal, state.score, torch.zeros_like(state.energy))
+        x, velocity, before, work = repeat(count - 1, move, start, (step, tune))
+        velocity = half(velocity, before, step, tune)
+        shift = step * tune.push(velocity)
+        x = x + shift
+        energy, score = target.energy_and_score(x) if target.has_energy else (state.energy, target.score(x))
+        work = work + (0.5 * (before + score) * shift).sum(-1)
+        velocity = half(velocity, score, step, tune)
         proposal = State(x, energy, score)
         kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
         return take_stable(state, proposal, energy_fall(target, state, proposal, work) + kinetic)
@@ -170,13 +182,16 @@ def jittered(tune: Tune, noise: Noise, jitter: bool) -> Tensor:
 
 
 def leapfrog(
-    target: Target, state: State, velocity: Tensor, tune: Tune, step: Tensor, count: int
+    target: Target, state: State, velocity: Tensor, tune: Tune, step: Tensor, count: int | Repetitions
 ) -> tuple[State, Tensor]:
     """Where ``count`` leapfrogs with step sizes ``step`` lead, and with what velocity; one evaluation each."""
-    x, velocity = state.x, velocity + 0.5 * step * tune.pull(state.score)
-    for _ in range(count - 1):
+
+    def move(x: Tensor, velocity: Tensor, step: Tensor, tune: Tune) -> tuple[Tensor, Tensor]:
         x = x + step * tune.push(velocity)
-        velocity = velocity + step * tune.pull(target.score(x))
+        return x, velocity + step * tune.pull(target.score(x))
+
+    velocity = velocity + 0.5 * step * tune.pull(state.score)
+    x, velocity = repeat(count - 1, move, (state.x, velocity), (step, tune))
     x = x + step * tune.push(velocity)
     energy, score = target.energy_and_score(x)
     return State(x, energy, score), velocity + 0.5 * step * tune.pull(score)

@@ -39,6 +39,7 @@ from boltzmix.compose.kernels.base import (
     take_stable,
 )
 from boltzmix.compose.kernels.velocity import VelocityState, turned
+from boltzmix.compose.tracing import Repetitions, repeat, unknown_repetitions
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -167,22 +168,39 @@ class MicrocanonicalLangevin(Kernel):
         return chosen, MicrocanonicalInfo(info.acceptance, info.accepted, info.divergent, energy_error=error)
 
     def _trajectory(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        ratio = self._length(tune, state.x) / tune.step_size
-        # ceil(u (2r − 1)) has mean r; the number is that of the first row for all
-        counts = (noise.jitter[0] * (2 * ratio - 1)).ceil().clamp(min=1).expand(len(state.x))
-        end = VelocityState(state.x, state.energy, state.score, unit(noise.normal))
-        kinetic = torch.zeros_like(state.energy)
-        for k in range(int(counts.max())):
-            # rows that have arrived take steps of size zero
-            end, gain, _ = self._integrate(target, end, tune, tune.column * (k < counts)[:, None])
-            kinetic = kinetic + gain
+        def move(
+            x: Tensor, energy: Tensor, score: Tensor, velocity: Tensor, kinetic: Tensor, size: Tensor, tune: Tune
+        ) -> tuple[Tensor, ...]:
+            end, gain, _ = self._integrate(target, VelocityState(x, energy, score, velocity), tune, size)
+            return end.x, end.energy, end.score, end.velocity, kinetic + gain
+
+        carry = (state.x, state.energy, state.score, unit(noise.normal), torch.zeros_like(state.energy))
+        count = self.repetitions(tune, noise)
+        if isinstance(count, Tensor):  # chains differ: rows that have arrived take steps of size zero
+            for k in range(int(count.max())):
+                carry = move(*carry, tune.column * (k < count)[:, None], tune)
+        else:
+            carry = repeat(count, move, carry, (tune.column, tune))
+        x, energy, score, _, kinetic = carry
+        end = State(x, energy, score)
         error = end.energy - state.energy + kinetic
-        proposal = State(end.x, end.energy, end.score)
-        state, info = metropolis(state, proposal, -error, noise.uniform)
-        evaluations = counts * (len(INTEGRATORS[self.integrator]) // 2)
+        state, info = metropolis(state, end, -error, noise.uniform)
+        evaluations = None
+        if not isinstance(count, Repetitions):
+            stages = len(INTEGRATORS[self.integrator]) // 2
+            evaluations = torch.full_like(info.accepted, stages, dtype=torch.long) * count
         return state, MicrocanonicalInfo(
             info.acceptance, info.accepted, info.divergent, num_leapfrog=evaluations, energy_error=error
         )
+
+    def repetitions(self, tune: Tune, noise: Noise) -> int | Tensor | Repetitions:
+        """Steps of an adjusted transition: one number, or ``(N,)`` where step sizes or lengths differ by chain."""
+        ratio = self._length(tune, noise.normal) / tune.step_size
+        if ratio.ndim == 0 and (unknown := unknown_repetitions()) is not None:
+            return unknown
+        # ceil(u (2r − 1)) has mean r; u is that of the first row for all
+        counts = (noise.jitter[0] * (2 * ratio - 1)).ceil().clamp(min=1).long()
+        return counts if ratio.ndim else int(counts)
 
     def _integrate(
         self, target: Target, state: VelocityState, tune: Tune, size: Tensor

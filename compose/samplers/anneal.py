@@ -24,6 +24,7 @@ from torch import Tensor
 
 from boltzmix.compose.errors import NonFinite, NotNormalizable
 from boltzmix.compose.kernels.base import Kernel, State, Tune
+from boltzmix.compose.samplers.moves import Moves
 from boltzmix.compose.samplers.particles import Cloud
 from boltzmix.compose.samplers.path import NoisePath, Path, Point, strengths
 
@@ -44,6 +45,7 @@ class Plan:
         max_levels: give up beyond this many levels.
         longest: the largest step in u that adaptive levels take.
         step_sizes: fixed step size for a level's description, instead of adaptation.
+        compile: whether moves and evaluations are compiled, ``"auto"``, True or False.
     """
 
     kernel: Kernel
@@ -56,6 +58,14 @@ class Plan:
     longest: float = 1.0
     step_sizes: Callable[[dict[str, float]], float] | None = None
     record: bool = False
+    compile: bool | str = False
+
+    @property
+    def evaluations(self) -> int | None:
+        """Evaluations of all particles in a run; None where levels are as many as they turn out to be."""
+        if isinstance(self.levels, str):
+            return None
+        return len(self.levels) * (1 + self.moves * self.kernel.evaluations_per_step)
 
 
 @dataclass
@@ -70,6 +80,13 @@ class Descent:
     width: float
     levels: list[dict[str, Any]] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
+    moves: Moves | None = None
+
+    def moving(self, path: Path, plan: Plan) -> Moves:
+        """The steps and evaluations of this run."""
+        if self.moves is None:
+            self.moves = Moves(path, plan.kernel, plan.compile, plan.evaluations)
+        return self.moves
 
 
 def begin(path: Path, plan: Plan, n: int, generator: torch.Generator | None) -> Descent:
@@ -159,7 +176,7 @@ def move(
     if mass is None and plan.kernel.step_size is None:
         mass = _variance(run.point.x, run.cloud.weights)
         mass = mass if shrink is None else mass * shrink
-    target = path.target(run.u)
+    moves = run.moving(path, plan)
     rates, divergences = [], 0
     if plan.step_sizes is not None:
         run.step_size = plan.step_sizes(path.describe(run.u))
@@ -167,8 +184,7 @@ def move(
         tune = Tune(torch.as_tensor(run.step_size, dtype=run.point.x.dtype), mass)
         before = run.point
         state = plan.kernel.attach(State(before.x, before.energy, before.score), generator)
-        state, info = plan.kernel.step(target, state, tune, plan.kernel.noise(state, generator))
-        run.point = path.after(before, state.x, state.energy, state.score, info.accepted)
+        run.point, info = moves.step(run.u, before, state, tune, plan.kernel.noise(state, generator))
         rates.append(float(info.acceptance.mean()))
         divergences += int(info.divergent.sum())
         if plan.kernel.step_size is None:
@@ -195,9 +211,9 @@ def _advance(path: Path, plan: Plan, run: Descent) -> float:
         return _advance_adaptively(path, plan, run)
     following = next(u for u in plan.levels if u > run.u)
     if not plan.weigh:
-        run.point, run.u = path.shift(run.point, following), following
+        run.point, run.u = run.moving(path, plan).shift(run.point, following), following
         return 1.0
-    point, increments = _carry(path, run, following)
+    point, increments = _carry(path, plan, run, following)
     conditional = run.cloud.conditional_ess(increments)
     _require_weights(path, increments, following)
     run.cloud.reweigh(_finite(increments))
@@ -216,7 +232,7 @@ def _advance_adaptively(path: Path, plan: Plan, run: Descent) -> float:
     step, before, stubborn = _probed(path, plan, run, aim), math.inf, 0
     for _ in range(40):
         following = min(1.0, run.u + step)
-        point, increments = _carry(path, run, following)
+        point, increments = _carry(path, plan, run, following)
         conditional = run.cloud.conditional_ess(increments)
         cost = -math.log(conditional) if conditional > 0 else math.inf
         if cost <= (2.0 if following < 1.0 else 1.3) * aim:
@@ -250,7 +266,7 @@ def _probed(path: Path, plan: Plan, run: Descent, aim: float) -> float:
     rows = torch.arange(_PROBES, device=run.point.x.device) * (n // _PROBES)
     for _ in range(4):
         following = min(1.0, run.u + step)
-        conditional = run.cloud.conditional_ess(_carry(path, run, following, rows)[1], rows)
+        conditional = run.cloud.conditional_ess(_carry(path, plan, run, following, rows)[1], rows)
         cost = -math.log(conditional) if conditional > 0 else math.inf
         if cost <= 1.2 * aim and (cost >= 0.7 * aim or following == 1.0 or step == plan.longest):
             break
@@ -259,20 +275,21 @@ def _probed(path: Path, plan: Plan, run: Descent, aim: float) -> float:
     return step
 
 
-def _carry(path: Path, run: Descent, following: float, rows: Tensor | None = None) -> tuple[Point, Tensor]:
+def _carry(path: Path, plan: Plan, run: Descent, following: float, rows: Tensor | None = None) -> tuple[Point, Tensor]:
     """Particles (all, or ``rows``) at the next level, contracted where that helps, and their log-weight increments."""
     n, dim = run.point.x.shape
+    moves = run.moving(path, plan)
     if not isinstance(path, NoisePath) or path.late or path.view.per_row or n < 64:
         here = run.point if rows is None else run.point.select(rows)
-        point = path.shift(here, following)
+        point = moves.shift(here, following)
         return point, _increments(run, here, point, rows)
     now, then = path.level(run.u) or 0.0, path.level(following) or 0.0
     loss = (now**2 - then**2) / strengths(path.view, now)
     x, log_det = contract(run.point.x, run.cloud.weights, loss, n < 16 * dim, halves(run.cloud))
     if rows is None:
-        point = path.evaluate(x, following)
+        point = moves.evaluate(x, following)
         return point, _increments(run, run.point, point) + log_det
-    point = path.evaluate(x[rows], following)
+    point = moves.evaluate(x[rows], following)
     return point, _increments(run, run.point.select(rows), point, rows) + log_det[rows]
 
 

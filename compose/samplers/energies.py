@@ -17,17 +17,19 @@ class Energies:
         self.last = self.mean = self.second = self.jumps = torch.zeros(0)
 
     def update(self, energy: Tensor) -> None:
-        """Add the energies of one transition, ``(N,)``."""
+        """Add the energies of a block of transitions, ``(steps, N)``."""
         energy = energy.double()
+        steps = len(energy)
         if not self.count:
-            self.last, self.mean = energy, torch.zeros_like(energy)
-            self.second, self.jumps = torch.zeros_like(energy), torch.zeros_like(energy)
-        self.count += 1
-        self.jumps = self.jumps + (energy - self.last) ** 2
-        shift = energy - self.mean
-        self.mean = self.mean + shift / self.count
-        self.second = self.second + shift * (energy - self.mean)
-        self.last = energy
+            self.last = energy[0]
+            self.mean, self.second, self.jumps = (torch.zeros_like(energy[0]) for _ in range(3))
+        self.jumps = self.jumps + (torch.cat([self.last[None], energy]).diff(dim=0) ** 2).sum(0)
+        mean = energy.mean(0)
+        # sums of squares about two means, joined (Chan, Golub and LeVeque, 1979)
+        shift, total = mean - self.mean, self.count + steps
+        self.second = self.second + ((energy - mean) ** 2).sum(0) + shift**2 * (self.count * steps / total)
+        self.mean = self.mean + shift * (steps / total)
+        self.last, self.count = energy[-1], total
 
     def bfmi(self) -> Tensor:
         """E-BFMI of each chain, ``(N,)``; NaN where the energy never changed."""

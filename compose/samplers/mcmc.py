@@ -12,10 +12,12 @@ from torch import Tensor
 
 from boltzmix.compose.adaptation.base import Adaptation, Tuner, joined, part
 from boltzmix.compose.advice import Facts, report
+from boltzmix.compose.compiled.block import Trace
+from boltzmix.compose.compiled.policy import Transitions, check_setting
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.flat import FlatTarget, FlatView, require_energy
-from boltzmix.compose.kernels.base import Info, Kernel, State, check_kernel
+from boltzmix.compose.kernels.base import Kernel, State, check_kernel
 from boltzmix.compose.kernels.nuts import NUTS
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, new_info
 from boltzmix.compose.samplers.chain_starts import chain_starts
@@ -41,6 +43,9 @@ class MCMC(Sampler):
         thin: keep every ``thin``-th transition.
         out: a folder in which draws are written as they come, one ``.npy`` for each variable and statistic, instead
             of being held in memory; the draw's tensors are views of these files.
+        compile: whether transitions are compiled together with the target (:func:`~boltzmix.compose.compile_kernel`):
+            ``"auto"`` where the run is long enough and generated C++ can express it, True also where it takes torch's
+            compiler, with a warning where neither can, False never. ``draw.info.extra["compile"]`` says what was done.
     """
 
     kernel: Kernel | None = None
@@ -49,6 +54,7 @@ class MCMC(Sampler):
     adapt: bool | Adaptation = True
     thin: int = 1
     out: str | os.PathLike[str] | None = None
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -60,6 +66,7 @@ class MCMC(Sampler):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"MCMC's {name} is an int >= {least}, got {value!r}")
+        check_setting(self.compile, "MCMC")
         if not isinstance(self.adapt, (bool, Adaptation)):
             raise TypeError(f"MCMC's adapt is True, False or an adaptation such as Windows(), got {self.adapt!r}")
         if self.adapt is False and self.kernel is not None and self.kernel.adapts:
@@ -100,9 +107,10 @@ class MCMC(Sampler):
                 warming = run.step < warmup
                 steps = min(longest, (warmup if warming else total) - run.step)
                 noise = kernel.noise(run.state, request.generator, steps)
-                for k in range(steps):
-                    run.transition(noise[k], warming)
-                run.write(view)
+                if warming:
+                    run.warm(noise, steps)
+                else:
+                    run.draw(noise, steps, view)
                 if warming and run.step == warmup:
                     run.settle(view)
                 bar(run.step / total, f"{'warm-up, ' if warming else ''}{run.divergences} divergences")
@@ -125,6 +133,7 @@ class MCMC(Sampler):
         info.network_rows = view.counter.network_rows / request.n
         info.extra["kernel"], info.extra["warmup"], info.extra["thin"] = type(run.kernel).__name__, warmup, self.thin
         info.extra["warmup_evaluations"] = run.warmup_rows / request.n
+        info.extra["compile"] = run.transitions.report()
         x, stats = run.draws(view)
         bfmi = run.energies.bfmi() if run.energies.count > 1 and run.kernel.fresh_momentum else None
         if bfmi is not None:
@@ -168,47 +177,55 @@ class _Run:
         self.energies = Energies()
         self.recorder = kernel.recorder(target, state, sampler.draws * sampler.thin)
         self.diverging = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
-        self.block: list[dict[str, Tensor]] = []
+        total = warmup + sampler.draws * sampler.thin
+        self.transitions = Transitions(kernel, target, sampler.compile, total, state.x)
         self.store = Store(len(state.x), sampler.draws, None if sampler.out is None else Path(sampler.out))
 
-    def transition(self, noise: Any, warming: bool) -> None:
-        """One step of every chain; of those after the warm-up, every ``thin``-th is kept."""
-        before = self.state
-        self.state, info = self.kernel.step(self.target, before, self.tune, noise)
-        self.step += 1
-        if warming:
+    def warm(self, noise: Any, steps: int) -> None:
+        """Transitions of the warm-up, from each of which the tuner learns."""
+        for k in range(steps):
+            before = self.state
+            self.state, info = self.transitions.step(before, self.tune, noise, k)
+            self.step += 1
             if self.tuner is not None:
                 self.tuner.update(before, self.state, info)
                 self.state = self.tuner.carry(self.state)
                 self.tune = self.tuner.tune
-            return
-        if self.recorder is not None:
-            self.recorder.update(self.state, info, self.tune)
-        self.acceptance += info.acceptance
+
+    def draw(self, noise: Any, steps: int, view: FlatView) -> None:
+        """A block of transitions after the warm-up, of which every ``thin``-th is kept."""
+        recorder = self.recorder
+        each = None if recorder is None else lambda state, info: recorder.update(state, info, self.tune)
+        self.state, trace = self.transitions.several(self.state, self.tune, noise, steps, each)
+        info = trace.info
+        self.step += steps
+        self.acceptance += info.acceptance.double().sum(0)
         self.divergences += int(info.divergent.sum())
-        self.diverging = self.diverging | info.divergent
         if info.energy is not None:
             self.energies.update(info.energy)
-        self.kept += 1
-        if self.kept % self.thin == 0:
-            self.block.append({"x": self.state.x, **_statistics(self.state, info, self.diverging)})
-            self.diverging = torch.zeros_like(self.diverging)
+        ends = [k for k in range(steps) if (self.kept + k + 1) % self.thin == 0]
+        diverging, start = [], 0
+        for end in ends:
+            diverging.append(self.diverging | info.divergent[start : end + 1].any(0))
+            self.diverging, start = torch.zeros_like(self.diverging), end + 1
+        self.diverging = self.diverging | info.divergent[start:].any(0)
+        if ends:
+            kept = slice(ends[0], ends[-1] + 1, self.thin)
+            columns = {name: column[kept].transpose(0, 1) for name, column in _statistics(trace).items()}
+            columns["diverging"] = torch.stack(diverging, 1)
+            self.write(view, self.kept // self.thin, trace.x[kept], columns)
+        self.kept += steps
 
-    def write(self, view: FlatView) -> None:
-        """Hand the draws of a block to the store, in the shapes of the target."""
-        if not self.block:
-            return
-        at = self.kept // self.thin - len(self.block)
-        columns = {name: torch.stack([d[name] for d in self.block], 1) for name in self.block[0]}
-        flat = columns.pop("x")
+    def write(self, view: FlatView, at: int, flat: Tensor, stats: dict[str, Tensor]) -> None:
+        """Hand draws ``(draws, chains, D)`` and their statistics to the store, in the shapes of the target."""
         if view.per_row:  # conditions belong to their rows
-            states = [view.unravel(d["x"]) for d in self.block]
+            states = [view.unravel(x) for x in flat]
             x = map_state(lambda *s: torch.stack(s, 1), states[0], *states[1:])
         else:
+            flat = flat.transpose(0, 1)
             x = map_state(lambda t: t.reshape(*flat.shape[:2], *t.shape[1:]), view.unravel(flat.flatten(0, 1)))
         named = {"draws": x} if isinstance(x, Tensor) else {f"draws.{name}": t for name, t in x.items()}
-        self.store.write(at, named | {f"stats.{name}": t for name, t in columns.items()})
-        self.block = []
+        self.store.write(at, named | {f"stats.{name}": t for name, t in stats.items()})
 
     def settle(self, view: FlatView) -> None:
         """Keep the tuning that the warm-up has found."""
@@ -263,9 +280,10 @@ class _Run:
         view.counter.rows, view.counter.network_rows = record["rows"], record["network_rows"]
 
 
-def _statistics(state: State, info: Info, diverging: Tensor) -> dict[str, Tensor]:
-    """What is kept of a transition besides its state, by ArviZ's names."""
-    found = {"acceptance_rate": info.acceptance, "diverging": diverging, "lp": -state.energy}
+def _statistics(trace: Trace) -> dict[str, Tensor]:
+    """What is kept of transitions besides their states, by ArviZ's names, ``(steps, N)``."""
+    info = trace.info
+    found = {"acceptance_rate": info.acceptance, "lp": -trace.states["energy"]}
     if info.energy is not None:
         found["energy"] = info.energy
     if info.num_leapfrog is not None:

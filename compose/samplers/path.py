@@ -29,6 +29,8 @@ from boltzmix.compose.product import Product
 from boltzmix.compose.term import Term
 from boltzmix.compose.wrappers import On, Wrapper
 
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Point:
@@ -37,7 +39,7 @@ class Point:
     x: Tensor
     energy: Tensor
     score: Tensor
-    parts: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    parts: Parts | None = None
 
     def select(self, rows: Tensor) -> "Point":
         """The points at an index of rows."""
@@ -68,8 +70,16 @@ class Path:
         """The target that kernels see at u."""
         raise NotImplementedError
 
-    def after(self, before: Point, x: Tensor, energy: Tensor, score: Tensor, accepted: Tensor) -> Point:
-        """The point that a kernel's step left behind."""
+    def number(self, u: float) -> float | None:
+        """What stands in the density for u, σ or λ; None at the end, where neither does."""
+        raise NotImplementedError
+
+    def target_at(self, number: Any) -> Any:
+        """The target at a level given as a number, a tensor () or None."""
+        raise NotImplementedError
+
+    def after(self, target: Any, before: Point, x: Tensor, energy: Tensor, score: Tensor) -> Point:
+        """The point that a kernel's step on ``target`` left behind."""
         return Point(x, energy, score)
 
     def describe(self, u: float) -> dict[str, float]:
@@ -106,6 +116,14 @@ class NoisePath(Path):
         """The composite at σ(u)."""
         return self.view.at(self.level(u))
 
+    def number(self, u: float) -> float | None:
+        """σ(u)."""
+        return self.level(u)
+
+    def target_at(self, number: Any) -> FlatTarget:
+        """The composite at a σ."""
+        return self.view.at(number)
+
     def evaluate(self, x: Tensor, u: float) -> Point:
         """One evaluation of the composite."""
         if not self.has_energy:
@@ -127,47 +145,52 @@ class TemperedPath(Path):
         view: FlatView,
         base: Callable[[Tensor], tuple[Tensor, Tensor]],
         draw: Callable[[int, torch.Generator | None], tuple[Tensor, Tensor]],
+        base_rows: int = 0,
     ) -> None:
-        """Hold the base's energy-and-score function and its exact sampler."""
+        """Hold the base's energy-and-score function, its exact sampler, and what one evaluation costs its networks."""
         self.view = view
-        self.base, self._draw = base, draw
+        self.base, self._draw, self.base_rows = base, draw, base_rows
         self.has_energy = True
-        self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        self._at: Tensor | None = None  # where
 
     def start(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Draws of the base."""
         return self._draw(n, generator)
 
-    def energy_and_score(self, x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Energies and scores at λ, remembering the parts."""
-        base_energy, base_score = self.base(x)
-        energy, score = self.view.at(None).energy_and_score(x)
-        self._last, self._at = (base_energy, base_score, energy, score), x
-        return _join(self._last, weight)
+    def parts(self, x: Tensor) -> Parts:
+        """Energies and scores of both ends: one evaluation of the target and one of the base."""
+        self.view.counter.network_rows += x.shape[0] * self.base_rows
+        return *self.base(x), *self.view.at(None).energy_and_score(x)
 
     def evaluate(self, x: Tensor, u: float) -> Point:
         """One evaluation of the target and one of the base."""
-        energy, score = self.energy_and_score(x, u)
-        return Point(x, energy, score, self._last)
+        parts = self.parts(x)
+        return Point(x, *join(parts, u), parts)
 
     def shift(self, point: Point, u: float) -> Point:
         """Another λ at no cost."""
         if point.parts is None:
             return self.evaluate(point.x, u)
-        energy, score = _join(point.parts, u)
+        energy, score = join(point.parts, u)
         return Point(point.x, energy, score, point.parts)
 
-    def target(self, u: float) -> Any:
+    def target(self, u: float) -> "TemperedTarget":
         """The joint density at λ = u."""
-        return _TemperedTarget(self, u)
+        return TemperedTarget(self, u)
 
-    def after(self, before: Point, x: Tensor, energy: Tensor, score: Tensor, accepted: Tensor) -> Point:
+    def number(self, u: float) -> float | None:
+        """λ; None at the target."""
+        return None if u >= 1.0 else u
+
+    def target_at(self, number: Any) -> "TemperedTarget":
+        """The joint density at a λ."""
+        return TemperedTarget(self, 1.0 if number is None else number)
+
+    def after(self, target: Any, before: Point, x: Tensor, energy: Tensor, score: Tensor) -> Point:
         """Take the parts of rows that moved from the step's last evaluation, if that is where they moved to.
 
         The last evaluation of a trajectory that chooses among its points (NUTS) is elsewhere: those are evaluated anew.
         """
-        last, at, self._last, self._at = self._last, self._at, None, None
+        last, at = target.last, target.where
         if before.parts is None or last is None or at is None or at.shape != x.shape:
             return Point(x, energy, score)
         there = (x == at).all(1)
@@ -187,24 +210,42 @@ class TemperedPath(Path):
         return {"sigma": 0.0, "weight": u}
 
 
-class _TemperedTarget:
-    def __init__(self, path: TemperedPath, weight: float) -> None:
-        self.path, self.weight = path, weight
-        self.has_energy = True
+class TemperedTarget:
+    """The density of a geometric path at one λ, a number or a tensor ().
+
+    ``last`` holds the parts of the last evaluation, and ``where`` its positions.
+    """
+
+    def __init__(self, path: TemperedPath, weight: Any) -> None:
+        """Bind a path to a level."""
+        self.path, self.weight, self.view = path, weight, path.view
+        self.has_energy, self.dim = True, path.view.dim
+        self.last: Parts | None = None
+        self.where: Tensor | None = None
 
     def energy_and_score(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.path.energy_and_score(x, self.weight)
+        """Both, from one evaluation of the target and one of the base."""
+        self.last, self.where = self.path.parts(x), x
+        return join(self.last, self.weight)
 
     def score(self, x: Tensor) -> Tensor:
-        return self.path.energy_and_score(x, self.weight)[1]
+        """Scores ``(N, D)``."""
+        return self.energy_and_score(x)[1]
+
+    def count(self, rows: int) -> None:
+        """Record ``rows`` evaluations."""
+        self.view.count(rows)
+        self.view.counter.network_rows += rows * self.path.base_rows
 
 
-def _join(parts: tuple[Tensor, Tensor, Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+def join(parts: Parts, weight: Any) -> tuple[Tensor, Tensor]:
+    """Energies and scores at λ; at its ends the other part, which may be infinite, does not enter."""
     base_energy, base_score, energy, score = parts
-    if weight == 0.0:
-        return base_energy, base_score
-    if weight == 1.0:
-        return energy, score
+    if not isinstance(weight, Tensor):
+        if weight == 0.0:
+            return base_energy, base_score
+        if weight == 1.0:
+            return energy, score
     return (1.0 - weight) * base_energy + weight * energy, (1.0 - weight) * base_score + weight * score
 
 

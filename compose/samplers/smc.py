@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boltzmix.compose.compiled.policy import check_setting
 from boltzmix.compose.draw import Draw, zeros
 from boltzmix.compose.errors import NonFinite, SamplingWarning
 from boltzmix.compose.flat import FlatView, require_energy
@@ -63,6 +64,8 @@ class SMC(Sampler):
         max_levels: beyond this the target counts as not normalisable.
         resample: resample at the end, so that weights are equal; False keeps them.
         record: keep the particles of every level for ``Draw.animate``.
+        compile: ``"auto"`` compiles moves and evaluations once a run has done about as much work as compiling takes,
+            True at once, warning where that does not work, and False never. ``info.extra["compile"]`` tells.
 
     Example:
         >>> import torch
@@ -83,9 +86,11 @@ class SMC(Sampler):
     final_moves: int = 1
     resample: bool = True
     record: bool = False
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
+        check_setting(self.compile, type(self).__name__)
         check_levels_setting(self.levels)
         if self.path not in _PATHS:
             raise ValueError(f"path is one of {_PATHS}, got {self.path!r}")
@@ -117,6 +122,7 @@ class SMC(Sampler):
             moves=self.moves,
             max_levels=self.max_levels,
             record=self.record,
+            compile=self.compile,
         )
 
 
@@ -150,15 +156,18 @@ class Annealed(Sampler):
         kernel: None is UHMC for score-only terms and HMC otherwise, adapted at every level.
         sweeps: kernel steps per level.
         record: keep the states of every level for ``Draw.animate``.
+        compile: as for :class:`SMC`.
     """
 
     levels: int | Sequence[float] = 32
     kernel: Kernel | None = None
     sweeps: int = 2
     record: bool = False
+    compile: bool | str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
+        check_setting(self.compile, "Annealed")
         if isinstance(self.levels, str):
             raise ValueError("Annealed takes a number of levels or a list of u, adaptive levels need weights: use SMC")
         check_levels_setting(self.levels)
@@ -175,7 +184,10 @@ class Annealed(Sampler):
 
     def _plan(self, has_energy: bool) -> Plan:
         kernel = self.kernel or (HMC(num_leapfrog=3) if has_energy else UHMC(num_leapfrog=3))
-        return Plan(kernel=kernel, levels=level_grid(self.levels), moves=self.sweeps, weigh=False, record=self.record)
+        return Plan(
+            kernel=kernel, levels=level_grid(self.levels), moves=self.sweeps, weigh=False, record=self.record,
+            compile=self.compile,
+        )  # fmt: skip
 
 
 def check_levels_setting(levels: LevelsLike) -> None:
@@ -290,6 +302,7 @@ def _finish(
     refuse_growing_tails(request.term, view, run.point)
     levels = run.levels
     info.levels = levels
+    info.extra["compile"] = run.moving(path, plan).report()
     info.acceptance = math.fsum(r["acceptance"] for r in levels) / max(len(levels), 1)
     info.divergences = sum(r["divergences"] for r in levels)
     info.step_size = run.step_size

@@ -137,11 +137,9 @@ def _cast(x: Any, view: FlatView) -> Any:
 
 def tempered(view: FlatView, base: Term) -> TemperedPath:
     """The geometric path from a normalised term that can be sampled."""
-    rows_each = base._rows()
     flat = base.gaussian if isinstance(base, FlatGaussian) else None
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        view.counter.network_rows += x.shape[0] * rows_each
         with torch.no_grad():
             if flat is not None:
                 return flat._energy_and_score(x, None)
@@ -155,7 +153,7 @@ def tempered(view: FlatView, base: Term) -> TemperedPath:
         with torch.no_grad():
             return x, -(flat._energy(x, None) if flat is not None else view.energy_of(base, x))
 
-    path = TemperedPath(view, evaluate, draw)
+    path = TemperedPath(view, evaluate, draw, base._rows())
     path.base_term = base  # pyright: ignore[reportAttributeAccessIssue]
     return path
 

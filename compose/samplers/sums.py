@@ -88,6 +88,8 @@ def run_sum(
     info.reason = f"{request.reason}; a sum of {count} members, each drawn by itself and weighed by its own log Z"
     info.extra = {
         "raw_log_z": float(total),
+        "compile": draws[0].info.extra["compile"]
+        | {"seconds": math.fsum(d.info.extra["compile"]["seconds"] for d in draws)},
         "members": [
             {"weight": float(s), "log_z": _known_log_z(d), "path": d.info.path}
             for s, d in zip(shares, draws, strict=True)

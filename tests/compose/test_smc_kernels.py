@@ -59,9 +59,10 @@ def test_points_of_a_path_hold_the_parts_of_where_they_are():
     moved = torch.where(accepted[:, None], proposal, x)
     for last in (proposal, elsewhere):  # a Metropolis step, and a trajectory that chose another leaf than its last
         before = path.evaluate(x, 0.3)
-        energy, score = path.energy_and_score(moved, 0.3)
-        path.energy_and_score(last, 0.3)
-        point = path.after(before, moved, energy, score, accepted)
+        target = path.target(0.3)
+        energy, score = target.energy_and_score(moved)
+        target.energy_and_score(last)
+        point = path.after(target, before, moved, energy, score)
         there = path.evaluate(moved, 0.7)
         shifted = path.shift(point, 0.7)
         torch.testing.assert_close(shifted.energy, there.energy)

@@ -175,11 +175,11 @@ FORMULAS = [
     Mutation(
         "changes of energy that are not squared",
         ENERGIES,
-        "(energy - self.last) ** 2",
-        "(energy - self.last).abs()",
+        "diff(dim=0) ** 2",
+        "diff(dim=0).abs()",
         RUNNING,
     ),
-    Mutation("a running mean's own shift", ENERGIES, "shift * (energy - self.mean)", "shift * shift", RUNNING),
+    Mutation("blocks with means of their own", ENERGIES, " + shift**2 * (self.count * steps / total)", "", RUNNING),
     Mutation(
         "the last energy is forgotten by a checkpoint",
         ENERGIES,

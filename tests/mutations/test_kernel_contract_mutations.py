@@ -93,8 +93,8 @@ HAMILTONIANS = [
     Mutation(
         "an evaluation more per leapfrog",
         HMC_,
-        "velocity = velocity + step * tune.pull(target.score(x))",
-        "velocity = velocity + 0.5 * step * tune.pull(target.score(x) + target.score(x))",
+        "velocity + step * tune.pull(target.score(x))",
+        "velocity + 0.5 * step * tune.pull(target.score(x) + target.score(x))",
         of("HMC", "costs_what_it_says"),
     ),
     Mutation(
@@ -125,8 +125,8 @@ HAMILTONIANS = [
     Mutation(
         "unadjusted HMC forgets half a step",
         HMC_,
-        "velocity = velocity + 0.5 * step * tune.pull(score)",
-        "velocity = velocity + 0.45 * step * tune.pull(score)",
+        "return velocity + 0.5 * step * tune.pull(score)",
+        "return velocity + 0.45 * step * tune.pull(score)",
         of("UHMC", "bias"),
         "class UHMC",
     ),

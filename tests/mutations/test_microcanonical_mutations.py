@@ -53,9 +53,9 @@ MICROCANONICAL = [
     ),
     Mutation("acceptance without the kinetic term", KERNEL, "- state.energy + kinetic", "- state.energy", STAYS),
     Mutation("acceptance without the energy", KERNEL, "end.energy - state.energy + kinetic", "kinetic", STAYS),
-    Mutation("acceptance by the last step", KERNEL, "kinetic = kinetic + gain", "kinetic = gain", TRAJECTORY),
-    Mutation("no test", KERNEL, "proposal, -error, noise", "proposal, 0 * error, noise", STAYS),
-    Mutation("the test the wrong way round", KERNEL, "proposal, -error, noise", "proposal, error, noise", STAYS),
+    Mutation("acceptance by the last step", KERNEL, "end.velocity, kinetic + gain", "end.velocity, gain", TRAJECTORY),
+    Mutation("no test", KERNEL, "state, end, -error, noise", "state, end, 0 * error, noise", STAYS),
+    Mutation("the test the wrong way round", KERNEL, "state, end, -error, noise", "state, end, error, noise", STAYS),
     Mutation(
         "velocities that are not uniform", KERNEL, "state.score, unit(noise.normal)", "state.score, noise.normal", STAYS
     ),
@@ -64,11 +64,11 @@ MICROCANONICAL = [
     Mutation(
         "a length in steps",
         KERNEL,
-        "self._length(tune, state.x) / tune.step_size",
-        "self._length(tune, state.x)",
+        "self._length(tune, noise.normal) / tune.step_size",
+        "self._length(tune, noise.normal)",
         COUNTS,
     ),
-    Mutation("rows that have arrived go on", KERNEL, "tune.column * (k < counts)[:, None]", "tune.column", ROWS),
+    Mutation("rows that have arrived go on", KERNEL, "tune.column * (k < count)[:, None]", "tune.column", ROWS),
     Mutation("ν for a length twice as long", KERNEL, "expm1(2 * size / length)", "expm1(size / length)", FORGETS),
     Mutation("ν without the dimension", KERNEL, " / state.x.shape[1]).sqrt()", ").sqrt()", FORGETS),
     Mutation("no renewal", KERNEL, "chosen.velocity + spread * noise.normal", "chosen.velocity", FORGETS),
@@ -89,7 +89,13 @@ MICROCANONICAL = [
     Mutation(
         "a cost that is not honest", KERNEL, "len(INTEGRATORS[self.integrator]) // 2\n        if", "1\n        if", COST
     ),
-    Mutation("steps are counted, not evaluations", KERNEL, "counts * (len", "counts + 0 * (len", COST),
+    Mutation(
+        "steps are counted, not evaluations",
+        KERNEL,
+        "stages, dtype=torch.long) * count",
+        "1, dtype=torch.long) * count",
+        COST,
+    ),
     Mutation(
         "old energies of a new target",
         KERNEL,

@@ -92,8 +92,8 @@ SAMPLERS = [
     Mutation(
         "particles are never moved",
         LOOP,
-        "run.point = path.after(",
-        "path.after(",
+        "run.point, info = moves.step(",
+        "_, info = moves.step(",
         law(test_smc.test_particles_are_moved_apart_after_resampling),
     ),
     Mutation(
@@ -264,8 +264,8 @@ SAMPLERS = [
     Mutation(
         "thinning off by one",
         CHAINS,
-        "self.kept % self.thin == 0",
-        "(self.kept - 1) % self.thin == 0",
+        "(self.kept + k + 1) % self.thin == 0",
+        "(self.kept + k) % self.thin == 0",
         law(test_mcmc.test_thinning_keeps_every_kth_draw),
     ),
     Mutation(

@@ -177,7 +177,7 @@ MUTATIONS = [
         "a level's parts are those of the last leaf",
         PATH,
         "there = (x == at).all(1)",
-        "there = torch.ones_like(accepted)",
+        "there = torch.ones(len(x), dtype=torch.bool)",
         law(test_smc_kernels.test_points_of_a_path_hold_the_parts_of_where_they_are),
     ),
 ]
