@@ -8,7 +8,7 @@ reads a checkout of it, a folder of one's own in its layout, or one with the sam
     data/data/DATA.json.zip         or   data/DATA.json.zip
     reference_posteriors/draws/draws/REFERENCE.json.zip   or   draws/REFERENCE.json.zip
 
-Without a folder, twelve records come with the package: their data, and means and standard deviations of the reference
+Without a folder, thirteen records come with the package: their data, and means and standard deviations of the reference
 draws with Monte Carlo standard errors in place of the draws.
 """
 
@@ -83,6 +83,25 @@ def named(values: Mapping[str, Tensor], lead: int = 2) -> dict[str, Tensor]:
         for place in itertools.product(*(range(s) for s in t.shape[lead:])):
             label = f"{name}[{','.join(str(k + 1) for k in place)}]" if place else name
             found[label] = t[(..., *place)]
+    return found
+
+
+def gathered(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`named`: tensors ``(…, *event)`` of entries by their names.
+
+    Example:
+        >>> {k: tuple(t.shape) for k, t in gathered({"mu": torch.zeros(4), "L[1,1]": torch.zeros(4)}).items()}
+        {'mu': (4,), 'L': (4, 1, 1)}
+    """
+    places: dict[str, dict[tuple[int, ...], Tensor]] = {}
+    for label, t in draws.items():
+        name, _, inside = label.partition("[")
+        places.setdefault(name, {})[tuple(int(k) - 1 for k in inside[:-1].split(",")) if inside else ()] = t
+    found = {}
+    for name, entries in places.items():
+        shape = [1 + max(sizes) for sizes in zip(*entries, strict=True)]
+        rows = [entries[place] for place in itertools.product(*(range(s) for s in shape))]
+        found[name] = torch.stack(rows, -1).reshape(*rows[0].shape, *shape)
     return found
 
 

@@ -75,7 +75,7 @@ def run_sections(
         only: labels of the sections to run; None runs all.
         progress: say on stderr what is running; None does on a terminal.
     """
-    settings = Settings(bool(quick), _seeds(seeds))
+    settings = Settings(bool(quick), parse_seeds(seeds))
     labels = [label for label, _ in sections]
     if only is not None and (unknown := sorted(set(only) - set(labels))):
         raise ValueError(f"{suite} has no sections {unknown}; it has {labels}")
@@ -118,7 +118,8 @@ def run_sections(
     return report
 
 
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+def parse_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """Seeds 0, 1, … from how many, or those that are given."""
     if isinstance(seeds, bool) or (isinstance(seeds, int) and seeds < 1):
         raise ValueError(f"seeds is a positive int or a list of ints, got {seeds!r}")
     found = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)

@@ -17,16 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boltzmix.benchmarks import hard_targets, metrics
-from boltzmix.benchmarks.hard_targets import HardTarget
+from boltzmix.benchmarks import metrics
+from boltzmix.benchmarks.densities import Density, density
+from boltzmix.benchmarks.densities.mixtures import components, right_mass, right_masses
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings, run_sections
-from boltzmix.compose.callables import term
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.kernels import HMC, NUTS, Kernel, ParallelTempering
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers.mcmc import MCMC
 from boltzmix.compose.samplers.smc import SMC
+
+#: what tables call the targets
+TITLES = {"forty_modes": "40 modes", "grid": "25 Gaussians", "many_well": "ManyWell-32"}
 
 
 def run(
@@ -44,10 +47,12 @@ def run(
     )  # fmt: skip
 
 
-def tempering(target: HardTarget, chains: int, draws: int, warmup: int, seed: int, leapfrogs: int = 3) -> Draw:
+def tempering(target: Density, chains: int, draws: int, warmup: int, seed: int, leapfrogs: int = 3) -> Draw:
     """Parallel tempering with HMC from the target's reference."""
-    kernel = ParallelTempering(HMC(num_leapfrog=leapfrogs), reference=target.reference)
-    return sample(target.term, chains=chains, sampler=MCMC(kernel, warmup=warmup, draws=draws), seed=seed)
+    kernel = ParallelTempering(HMC(num_leapfrog=leapfrogs), reference=target.extent(torch.float32))
+    return sample(
+        target.term(torch.float32), chains=chains, sampler=MCMC(kernel, warmup=warmup, draws=draws), seed=seed
+    )
 
 
 def flat(draw: Draw) -> Tensor:
@@ -86,45 +91,52 @@ def costs(points: Sequence[dict[str, Any]]) -> str:
 
 def modes(report: Report, settings: Settings) -> None:
     """Mode masses beyond those of exact draws, and log Z."""
-    for target in (hard_targets.forty_modes(), hard_targets.grid()):
+    for target in (density("forty_modes"), density("grid")):
+        title, truth = TITLES[target.name], components(target)
         n, chains = settings.size(20_000, 1000), settings.size(40, 20)
-        draws = settings.size(1000, 50)
-        floors = {count: mode_floor(target, count) for count in {n, chains * draws}}
+        length = settings.size(1000, 50)
+        floors = {count: mode_floor(target, count) for count in {n, chains * length}}
         for count, floor in floors.items():
-            report.tell(target.name, "total variation of mode masses, exact draws", floor, f"n = {count}")
+            report.tell(title, "total variation of mode masses, exact draws", floor, f"n = {count}")
         kept: dict[str, Tensor] = {}
         for seed in settings.seeds:
             for method in ("SMC from the reference", "parallel tempering", "SMC as it comes"):
                 if method == "parallel tempering":
-                    draw = tempering(target, chains, draws, settings.size(300, 100), seed)
+                    draw = tempering(target, chains, length, settings.size(300, 100), seed)
                 else:
-                    init = target.reference if method == "SMC from the reference" else None
-                    draw = sample(target.term, n, sampler=SMC(), init=init, seed=seed)
-                assert target.truth is not None
-                found = metrics.mode_error(target.truth, flat(draw))
-                point(report, target.name, method, draw, seed, tv=found, excess=found - floors[len(flat(draw))])
+                    init = target.extent(torch.float32) if method == "SMC from the reference" else None
+                    draw = sample(target.term(torch.float32), n, sampler=SMC(), init=init, seed=seed)
+                found = metrics.mode_error(truth, flat(draw))
+                point(report, title, method, draw, seed, tv=found, excess=found - floors[len(flat(draw))])
                 kept.setdefault(method, flat(draw))
         judge_modes(report, target)
-        report.figures[target.name.replace(" ", "-").lower()] = _scatter(target, kept)
+        report.figures[title.replace(" ", "-").lower()] = _scatter(target, kept)
     report.notes.append(
         "modes: the reference is N(0, v I) with v = 40² / 3 and 2, the extent of the modes; parallel tempering runs "
-        f"HMC with 3 leapfrogs in {chains} chains of {draws} draws, its number of temperatures adapted."
+        f"HMC with 3 leapfrogs in {chains} chains of {length} draws, its number of temperatures adapted."
     )
 
 
-def judge_modes(report: Report, target: HardTarget) -> None:
+def judge_modes(report: Report, target: Density) -> None:
     """Rows for the points that were found."""
-    for method, points in report.curves[target.name].items():
+    title = TITLES[target.name]
+    for method, points in report.curves[title].items():
         excess = max(p["excess"] for p in points)
-        report.check(target.name, f"{method}: mode masses beyond exact draws", excess, "≤", 0.05, costs(points))
-        report.check(target.name, f"{method}: |log Z error|", worst(points, "log_z"), "≤", 0.1, error_bar(points))
+        report.check(title, f"{method}: mode masses beyond exact draws", excess, "≤", 0.05, costs(points))
+        report.check(title, f"{method}: |log Z error|", worst(points, "log_z"), "≤", 0.1, error_bar(points))
 
 
-def mode_floor(target: HardTarget, n: int, sets: int = 5) -> float:
+def mode_floor(target: Density, n: int, sets: int = 5) -> float:
     """Mean total variation of the mode masses of exact draws."""
-    assert target.truth is not None
+    truth = components(target)
     generator = torch.Generator().manual_seed(987)
-    return statistics.fmean(metrics.mode_error(target.truth, target.exact(n, generator)) for _ in range(sets))
+    return statistics.fmean(metrics.mode_error(truth, draws(target, n, generator)) for _ in range(sets))
+
+
+def draws(target: Density, n: int, generator: torch.Generator) -> Tensor:
+    """Exact draws in float32, ``(n, D)``."""
+    assert target.exact is not None
+    return target.exact(n, generator).float()
 
 
 def error_bar(points: Sequence[dict[str, Any]]) -> str:
@@ -132,8 +144,8 @@ def error_bar(points: Sequence[dict[str, Any]]) -> str:
     return "reported standard errors " + ", ".join(f"{p['log_z_se']:.3f}" for p in points)
 
 
-def _scatter(target: HardTarget, kept: dict[str, Tensor]) -> Any:
-    exact = target.exact(2000, torch.Generator().manual_seed(1))
+def _scatter(target: Density, kept: dict[str, Tensor]) -> Any:
+    exact = draws(target, 2000, torch.Generator().manual_seed(1))
 
     def draw(figure: Any) -> None:
         panels = {"exact": exact, **kept}
@@ -153,83 +165,81 @@ def _scatter(target: HardTarget, kept: dict[str, Tensor]) -> Any:
 
 def wells(report: Report, settings: Settings) -> None:
     """The mass of the right well of each of 16 copies, and log Z."""
-    target, right = hard_targets.many_well(), hard_targets.right_mass()
-    chains, draws, warmup = settings.size(320, 16), settings.size(1200, 60), settings.size(1000, 100)
+    target, right, title = density("many_well"), right_mass(), TITLES["many_well"]
+    assert target.log_z is not None
+    chains, kept, warmup = settings.size(320, 16), settings.size(1200, 60), settings.size(1000, 100)
     generator = torch.Generator().manual_seed(5)
-    exact = target.exact(settings.size(20_000, 1000), generator)
-    report.tell(target.name, "largest error of 16 masses, exact draws", error_of(exact, right), f"n = {len(exact)}")
+    exact = draws(target, settings.size(20_000, 1000), generator)
+    report.tell(title, "largest error of 16 masses, exact draws", error_of(exact, right), f"n = {len(exact)}")
     for seed in settings.seeds:
-        draw = tempering(target, chains, draws, warmup, seed, leapfrogs=8)
+        draw = tempering(target, chains, kept, warmup, seed, leapfrogs=8)
         point(
-            report, target.name, "parallel tempering", draw, seed, mass=error_of(flat(draw), right),
+            report, title, "parallel tempering", draw, seed, mass=error_of(flat(draw), right),
             log_z_error=(draw.log_z or math.nan) - target.log_z,
         )  # fmt: skip
         particles = settings.size(50_000, 1000)
-        draw = sample(target.term, particles, sampler=SMC(), init=target.reference, seed=seed)
+        draw = sample(
+            target.term(torch.float32), particles, sampler=SMC(), init=target.extent(torch.float32), seed=seed
+        )
         point(
-            report, target.name, "SMC from the reference", draw, seed, mass=error_of(flat(draw), right),
+            report, title, "SMC from the reference", draw, seed, mass=error_of(flat(draw), right),
             log_z_error=(draw.log_z or math.nan) - target.log_z,
         )  # fmt: skip
     judge_wells(report, target)
     report.notes.append(
         f"wells: the right well of a copy has mass {right:.4f}, log Z = {target.log_z:.4f}, by quadrature; the "
-        f"reference is N(0, 4 I); HMC with 8 leapfrogs in {chains} chains of {draws} draws after {warmup} of warm-up: "
+        f"reference is N(0, 4 I); HMC with 8 leapfrogs in {chains} chains of {kept} draws after {warmup} of warm-up: "
         "replicas forget where they started only after several hundred transitions."
     )
 
 
-def judge_wells(report: Report, target: HardTarget) -> None:
+def judge_wells(report: Report, target: Density) -> None:
     """Rows for the points that were found."""
-    for method, points in report.curves[target.name].items():
+    title = TITLES[target.name]
+    for method, points in report.curves[title].items():
         what = f"{method}: largest error of a well's mass"
         if method == "parallel tempering":
-            report.check(target.name, what, worst(points, "mass"), "≤", 0.02, costs(points))
+            report.check(title, what, worst(points, "mass"), "≤", 0.02, costs(points))
             report.check(
-                target.name, f"{method}: |log Z error|", worst(points, "log_z_error"), "≤", 0.1, error_bar(points)
+                title, f"{method}: |log Z error|", worst(points, "log_z_error"), "≤", 0.1, error_bar(points)
             )  # fmt: skip
         else:
-            report.tell(target.name, what, worst(points, "mass"), costs(points))
-            report.tell(target.name, f"{method}: |log Z error|", worst(points, "log_z_error"), error_bar(points))
+            report.tell(title, what, worst(points, "mass"), costs(points))
+            report.tell(title, f"{method}: |log Z error|", worst(points, "log_z_error"), error_bar(points))
 
 
 def error_of(x: Tensor, right: float) -> float:
     """The largest error of the masses of right wells."""
-    return float((hard_targets.right_masses(x) - right).abs().max())
+    return float((right_masses(x) - right).abs().max())
 
 
 # ------------------------------------------------------------------------- funnel
 
 
-def uncentred(dim: int = 10) -> Any:
-    """The funnel over (v, z) with x = e^{v/2} z."""
-
-    def log_prob(y: Tensor) -> Tensor:
-        return -0.5 * (y[:, 0] / 3) ** 2 - 0.5 * (y[:, 1:] ** 2).sum(1)
-
-    return term(log_prob, kind="log_prob", event_shape=(dim,), name="funnel, uncentred")
-
-
 def funnel(report: Report, settings: Settings) -> None:
     """The standard deviation of the neck, 3, and what NUTS reports where it fails."""
-    target = hard_targets.funnel()
-    chains, draws = settings.size(64, 16), settings.size(1200, 60)
+    target, uncentred = density("funnel"), density("funnel_noncentred")
+    chains, length = settings.size(64, 16), settings.size(1200, 60)
     warmup = settings.size(400, 60)
     centred: dict[str, Kernel] = {
         "NUTS": NUTS(),
-        "parallel tempering of HMC": ParallelTempering(HMC(num_leapfrog=5), reference=target.reference),
+        "parallel tempering of HMC": ParallelTempering(HMC(num_leapfrog=5), reference=target.extent(torch.float32)),
     }
-    kept: dict[str, Tensor] = {"exact": target.exact(4000, torch.Generator().manual_seed(1))}
+    kept: dict[str, Tensor] = {"exact": draws(target, 4000, torch.Generator().manual_seed(1))}
     for seed in settings.seeds:
         for method, kernel in centred.items():
             alone = "NUTS" in method
-            sampler = MCMC(kernel, warmup=warmup, draws=draws // 2 if alone else draws)
+            sampler = MCMC(kernel, warmup=warmup, draws=length // 2 if alone else length)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                draw = sample(target.term, chains=chains // 4 if alone else chains, sampler=sampler, seed=seed)
+                draw = sample(
+                    target.term(torch.float32), chains=chains // 4 if alone else chains, sampler=sampler, seed=seed
+                )
             codes = [finding["code"] for finding in draw.info.extra.get("warnings", [])]
             _neck(report, f"{method}, centred", draw, seed, codes)
             kept.setdefault(method, flat(draw))
-        draw = sample(uncentred(), chains=chains // 4, sampler=MCMC(NUTS(), warmup=warmup, draws=draws), seed=seed)
+        sampler = MCMC(NUTS(), warmup=warmup, draws=length)
+        draw = sample(uncentred.term(torch.float32), chains=chains // 4, sampler=sampler, seed=seed)
         assert isinstance(draw.x, Tensor)
         _neck(report, "NUTS, x = exp(v/2) z", draw, seed, [f["code"] for f in draw.info.extra.get("warnings", [])])
         y = flat(draw)

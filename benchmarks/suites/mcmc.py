@@ -2,7 +2,7 @@ r"""Chains against BlackJAX and NumPyro: effective draws for each gradient, on t
 
 Sections are named FAMILY-TARGET. The families are ``nuts`` (4 chains, 1000 + 1000 transitions), ``mclmc`` (unadjusted
 microcanonical Langevin) and ``adjusted`` (with a Metropolis test), both after their own tuning with equal gradients;
-the targets are those of :mod:`boltzmix.benchmarks.densities`. Every sampler starts at the same points, in float64, with
+the targets are four of :mod:`boltzmix.benchmarks.densities`. Every sampler starts at the same points, in float64, with
 the defaults that its documentation recommends.
 
 The figure is the smallest bulk effective sample size over coordinates for 1,000 gradients of the sampling phase, of all
@@ -26,17 +26,19 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from boltzmix.benchmarks import densities, peers
-from boltzmix.benchmarks.densities import DENSITIES, Density, density
-from boltzmix.benchmarks.peers import Chains
+from boltzmix.benchmarks.densities import Density, density
+from boltzmix.benchmarks.methods import Budget
+from boltzmix.benchmarks.peers import BlackJAXAdjustedMCLMC, BlackJAXMCLMC, BlackJAXNUTS, NumPyroNUTS, Peer
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings, run_sections
 from boltzmix.compose.adaptation.loop import warm_up
@@ -53,13 +55,42 @@ from boltzmix.compose.term import Term
 
 CHAINS = 4
 OURS = "boltzmix"
+#: the densities that this suite compares on
+TARGETS = ("eight_schools", "logistic_regression", "ill_conditioned", "rotated")
 #: what the issue of equal efficiency asks of the ratio
 GOAL = 0.9
+#: of :mod:`boltzmix.benchmarks.densities`
+TARGETS = ("eight_schools", "logistic_regression", "ill_conditioned", "rotated")
 #: where peers' figures are kept
 MEMORY = Path("runs/mcmc/peers")
 _PEERS = ("blackjax", "numpyro", "jax", "jaxlib")
+_PACKAGES = ("jax", "blackjax", "numpyro")
 _FEWEST = 20  # chains over all seeds, for a t-statistic
 _FAMILIES = {"nuts": "NUTS", "mclmc": "unadjusted MCLMC", "adjusted": "adjusted MCLMC"}
+
+
+@dataclass(frozen=True)
+class Chains:
+    """What a sampler did on one target with one seed.
+
+    Attributes:
+        x: ``(chains, draws, D)`` in float64.
+        gradients: evaluations of the sampling phase, over all chains.
+        warmup_gradients: those before it.
+        divergences: transitions of the sampling phase.
+        step_size: mean over chains.
+        length: of a trajectory: leapfrogs of a transition on average for NUTS, L / step size for MCLMC.
+        numbers: what else is worth knowing.
+    """
+
+    x: Tensor
+    gradients: int
+    warmup_gradients: int
+    divergences: int
+    step_size: float
+    length: float
+    numbers: dict[str, Any] = field(default_factory=dict)
+
 
 Runner = Callable[[Density, Tensor, int], Chains]
 
@@ -76,9 +107,9 @@ def run(
     Raises:
         MissingExtra: BlackJAX or NumPyro is not installed.
     """
-    peers.require()
+    peers.require(_PACKAGES, "comparing with BlackJAX and NumPyro")
     talk = sys.stderr.isatty() if progress is None else progress
-    sections = [(f"{family}-{name}", _section(family, name, talk)) for family in _FAMILIES for name in DENSITIES]
+    sections = [(f"{family}-{name}", _section(family, name, talk)) for family in _FAMILIES for name in TARGETS]
     title = "Effective draws for each gradient, beside BlackJAX and NumPyro"
     return run_sections("mcmc", title, sections, out=out, quick=quick, seeds=seeds, only=only, progress=progress)
 
@@ -93,22 +124,43 @@ def samplers(family: str, settings: Settings) -> dict[str, Runner]:
         warmup = draws = settings.size(1000, 150)
         return {
             OURS: lambda d, x, seed: ours(d, x, NUTS(), warmup, draws, seed),
-            "BlackJAX": lambda d, x, seed: peers.blackjax_nuts(d, x, warmup, draws, seed),
-            "NumPyro": lambda d, x, seed: peers.numpyro_nuts(d, x, warmup, draws, seed),
+            "BlackJAX": theirs(BlackJAXNUTS(), Budget(warmup, draws)),
+            "NumPyro": theirs(NumPyroNUTS(), Budget(warmup, draws)),
         }
     steps = settings.size(10_000, 1_500)
     if family == "mclmc":
         warmup = round(steps / 3)  # as many as BlackJAX's tuning takes
         return {
             OURS: lambda d, x, seed: ours_at_budget(d, x, MicrocanonicalLangevin(), warmup, 2 * steps, seed),
-            "BlackJAX": lambda d, x, seed: peers.blackjax_mclmc(d, x, steps, seed),
+            "BlackJAX": theirs(BlackJAXMCLMC(), Budget(warmup, steps)),
         }
+    draws = steps // 2  # its tuning aims at two steps for each draw
     return {
         OURS: lambda d, x, seed: ours_at_budget(
             d, x, MicrocanonicalLangevin(adjusted=True), settings.size(1000, 300), 2 * steps, seed
         ),
-        "BlackJAX": lambda d, x, seed: peers.blackjax_adjusted_mclmc(d, x, steps, seed),
+        # the library asks for as many tuning steps as draws, and takes three in ten of them
+        "BlackJAX": theirs(BlackJAXAdjustedMCLMC(), Budget(round(0.3 * draws), draws)),
     }
+
+
+def theirs(peer: Peer, budget: Budget) -> Runner:
+    """A peer as a runner; what it raises is raised."""
+
+    def run(target: Density, starts: Tensor, seed: int) -> Chains:
+        found = peer.run(target, starts, budget, seed)
+        assert found.draws is not None
+        settings = ("step_size", "length")
+        return Chains(
+            found.draws,
+            gradients=round(float(found.gradients.sum())),
+            warmup_gradients=round(found.tuning_gradients * len(starts)),
+            divergences=found.divergences,
+            **{name: found.numbers[name] for name in settings},
+            numbers={name: value for name, value in found.numbers.items() if name not in settings},
+        )
+
+    return run
 
 
 class Counted:
@@ -243,9 +295,17 @@ def _judged(runner: Runner, target: Density, seed: int, file: Path | None) -> Ju
 
 def _digest(settings: Settings) -> str:
     """Of everything that peers' figures depend on, besides the seed."""
-    parts = [inspect.getsource(part) for part in (peers, densities, judge, samplers)]
+    parts = [inspect.getsource(part) for part in (judge, samplers, theirs)]
+    parts += [file.read_text(encoding="utf-8") for module in (peers, densities) for file in _files(module)]
     parts += [f"{name} {version(name)}" for name in (*_PEERS, "numpy", "torch")]
     return hashlib.sha256("\0".join([*parts, str(settings.quick)]).encode()).hexdigest()[:12]
+
+
+def _files(module: ModuleType) -> list[Path]:
+    """The files that a module, or a package, is written in."""
+    if hasattr(module, "__path__"):
+        return sorted(file for folder in module.__path__ for file in Path(folder).glob("*.py"))
+    return [Path(inspect.getfile(module))]
 
 
 def compare(report: Report, settings: Settings, family: str, name: str, talk: bool = False) -> None:
@@ -362,7 +422,7 @@ def _settings(family: str) -> str:
         "mclmc": "BlackJAX: mclmc.build_kernel() and mclmc_find_L_and_step_size as they come (diagonal mass, energy "
         "variance 5e-4 per dimension)",
         "adjusted": "BlackJAX: adjusted_mclmc_dynamic with random lengths and adjusted_mclmc_find_L_and_step_size as "
-        f"it comes, target acceptance {peers.ADJUSTED_ACCEPTANCE}, which its examples recommend",
+        f"it comes, target acceptance {BlackJAXAdjustedMCLMC().acceptance}, which its examples recommend",
     }[family]
     return f"{_FAMILIES[family]}: {what}. Every peer adapts each of its {CHAINS} chains alone. {versions}; float64."
 

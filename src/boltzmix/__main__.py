@@ -103,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", metavar="N", type=int, nargs="+", default=[5], help="how many (default: 5), or, of several, which"
     )
     bench.add_argument("--only", metavar="PART", nargs="+", help="some parts of the suite, by the names in its table")
+    bench.add_argument("--targets", metavar="NAME", nargs="+", help="some targets only (samplers)")
+    bench.add_argument("--jobs", metavar="N", type=_positive, help="processes, one thread each (samplers)")
+    bench.add_argument("--backend", metavar="NAME", help="of joblib: loky, threading, dask or ray (samplers)")
+    bench.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, help="whether other libraries run, too (samplers)"
+    )
     bench.set_defaults(run=_bench)
 
     train = commands.add_parser(
@@ -154,7 +160,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from boltzmix.benchmarks import run_suite
 
-    options: dict[str, Any] = {} if arguments.only is None else {"only": arguments.only}
+    names = ("only", "targets", "jobs", "backend", "peers")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     seeds = arguments.seeds[0] if len(arguments.seeds) == 1 else arguments.seeds
     report: Any = run_suite(arguments.suite, out=arguments.out, quick=arguments.quick, seeds=seeds, **options)
     return 0 if report is not None else 1

@@ -12,17 +12,19 @@ import torch
 
 from boltzmix import benchmarks
 from boltzmix.__main__ import main
-from boltzmix.benchmarks import densities, peers
+from boltzmix.benchmarks import peers
 from boltzmix.benchmarks.densities import density
-from boltzmix.benchmarks.peers import Chains
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.benchmarks.suites import mcmc
+from boltzmix.benchmarks.suites.mcmc import Chains
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.kernels.hmc import HMC
 from boltzmix.compose.kernels.microcanonical import MicrocanonicalLangevin
 
-with_peers = pytest.mark.skipif(bool(peers.missing()), reason='needs pip install "boltzmix[peers]"')
+with_peers = pytest.mark.skipif(
+    bool(peers.missing(("jax", "blackjax", "numpyro"))), reason='needs pip install "boltzmix[peers]"'
+)
 SETTINGS = Settings(quick=True, seeds=tuple(range(6)))
 
 
@@ -177,26 +179,21 @@ def test_evaluations_of_ours_are_counted_from_inside_the_target():
 
 @with_peers
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["blackjax_nuts", "numpyro_nuts", "blackjax_mclmc", "blackjax_adjusted_mclmc"])
-def test_gradients_of_peers_are_those_that_the_target_sees(sampler, monkeypatch):
-    """A callback inside the target, for one chain: several that are traced together wait for each other."""
-    import jax
-
-    calls = []
-    target = density("eight_schools")
-    log_prob = target.jax_log_prob()
-
-    def counted(x):
-        jax.debug.callback(lambda: calls.append(1))
-        return log_prob(x)
-
-    spied = densities.Density(f"spied {sampler}", 10, target.log_prob, lambda: counted, target.mean, target.variance)
-    monkeypatch.setattr(peers, "density", lambda name: spied)
-    lengths = (20, 20) if "nuts" in sampler else (60,)
-    chains = getattr(peers, sampler)(spied, target.starts(1, 0), *lengths, 0)
-    jax.effects_barrier()
-    assert chains.x.shape == (1, lengths[-1] // (2 if "adjusted" in sampler else 1), 10)
-    assert 0 <= len(calls) - chains.gradients - chains.warmup_gradients <= 2  # a start may be evaluated twice
+@pytest.mark.parametrize("family", ["nuts", "mclmc", "adjusted"])
+def test_peers_run_as_long_as_the_suite_asks(family):
+    """Of what a method says it did, the suite keeps draws and gradients of all chains; as many as ours, or about."""
+    target, settings = density("eight_schools"), Settings(quick=True, seeds=(0,))
+    draws = {"nuts": 150, "mclmc": 1500, "adjusted": 750}[family]
+    warmup = {"nuts": 150, "mclmc": 500, "adjusted": 225}[family]
+    for name, runner in list(mcmc.samplers(family, settings).items())[1:]:
+        chains = runner(target, target.starts(2, 0), 0)
+        assert chains.x.shape == (2, draws, 10), name
+        assert chains.length > 0
+        if family == "mclmc":
+            assert (chains.gradients, chains.warmup_gradients) == (2 * 2 * draws, 2 * (2 * warmup + 1))
+        if family == "adjusted":  # two steps for each draw, which are four gradients, on average
+            assert abs(chains.gradients / (4 * 2 * draws) - 1) < 0.2
+            assert abs(chains.warmup_gradients / (4 * 2 * warmup) - 1) < 0.5
 
 
 def test_missing_peers_are_named_with_what_to_install(monkeypatch, capsys, tmp_path):

@@ -11,7 +11,8 @@ from boltzmix import benchmarks
 from boltzmix.benchmarks import metrics, targets
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings, run_sections
-from boltzmix.benchmarks.suites import compositions, speed
+from boltzmix.benchmarks.speed import overhead
+from boltzmix.benchmarks.suites import compositions
 from boltzmix.compose.samplers.smc import SMC
 
 QUICK = Settings(quick=True, seeds=(0, 1))
@@ -118,7 +119,7 @@ def test_quick_run_of_every_section(tmp_path):
 
 @pytest.mark.slow
 def test_quick_run_of_speed(tmp_path):
-    benchmarks.run_suite("speed", quick=True, seeds=2, out=tmp_path)
+    benchmarks.run_suite("speed", quick=True, seeds=2, out=tmp_path, only=["guidance", "hmc"])
     check_folder(tmp_path, "speed", {"ratios.png"})
 
 
@@ -129,7 +130,7 @@ def test_the_loop_by_hand_samples_its_gaussian():
 
     gaussian = Gaussian(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 2.0]))
     generator = torch.Generator().manual_seed(0)
-    x = speed.by_hand(ravel(gaussian), gaussian.sample(20_000, generator), 0.4, 4, 25, True, generator)
+    x = overhead.by_hand(ravel(gaussian), gaussian.sample(20_000, generator), 0.4, 4, 25, True, generator)
     spread = gaussian.variances.sqrt() / math.sqrt(len(x))
     assert float(((x.mean(0) - gaussian.mean) / spread).abs().max()) < 4.5
     assert torch.allclose(x.var(0), gaussian.variances, rtol=4.5 * math.sqrt(2 / len(x)))
@@ -146,8 +147,8 @@ def test_bare_work_is_the_work_of_the_composite():
         for parameter in p.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
         x, sigma = torch.randn(3, 1, 8, 8), torch.tensor(0.5)
-        parts = speed.bare_work(p, x, sigma)().chunk(9)
-        score = speed.guidance_composite(p).score(x, 0.5)
+        parts = overhead.bare_work(p, x, sigma)().chunk(9)
+        score = overhead.guidance_composite(p).score(x, 0.5)
     spread, gain = p.core.spread(sigma), p.core.gain(sigma)
-    mean = parts[0] + speed._POWER * sum(part - parts[0] for part in parts[1:])
+    mean = parts[0] + overhead._POWER * sum(part - parts[0] for part in parts[1:])
     assert torch.allclose(score, -x / spread**2 + gain / spread * mean, atol=1e-5)

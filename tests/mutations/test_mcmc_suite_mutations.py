@@ -2,12 +2,10 @@
 
 import pytest
 
-from tests.benchmarks import test_densities, test_mcmc_suite
+from tests.benchmarks import test_mcmc_suite
 from tests.mutations.harness import Mutation, verify
 
-DENSITIES, SUITE = "boltzmix.benchmarks.densities", "boltzmix.benchmarks.suites.mcmc"
-MODEL = test_densities.eight_schools_is_the_model_as_written
-MOMENTS = test_densities.moments_of_eight_schools_are_those_of_weighted_prior_draws
+SUITE = "boltzmix.benchmarks.suites.mcmc"
 RATIO = test_mcmc_suite.ratio_of_medians_is_that_of_the_better_peer
 ERRORS = test_mcmc_suite.t_statistics_are_those_of_independent_chains
 JUDGED = test_mcmc_suite.judged_figures_are_those_of_exact_draws
@@ -21,14 +19,6 @@ def counted():
         raise AssertionError(str(error)) from error
 
 
-TARGETS = [
-    Mutation("no Jacobian of log τ", DENSITIES, ".log1p() + log_tau  # the", ".log1p()  # the", MODEL),
-    Mutation("effects that τ does not scale", DENSITIES, "tau[:, None] * theta", "theta", MODEL),
-    Mutation("another scale of τ", DENSITIES, "- ((tau / 5) ** 2).log1p() + log_tau", "- tau.log1p() + log_tau", MODEL),
-    Mutation("a grid without the Jacobian", DENSITIES, ".log1p() + level", ".log1p()", MOMENTS),
-    Mutation("a grid without the marginal's width", DENSITIES, "/ total - 0.5 * total.log()", "/ total", MOMENTS),
-    Mutation("variances without those given the grid", DENSITIES, "centre**2 + s_j**2 / total", "centre**2", MOMENTS),
-]
 FIGURES = [
     Mutation("the worse peer", SUITE, "medians[1:].max(0)", "medians[1:].min(0)", RATIO),
     Mutation(
@@ -63,7 +53,7 @@ FIGURES = [
 ]
 
 
-@pytest.mark.parametrize("mutation", [*TARGETS, *FIGURES], ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", FIGURES, ids=lambda m: m.name)
 @pytest.mark.filterwarnings("ignore::boltzmix.compose.errors.SamplingWarning")
 def test_it_is_noticed(mutation):
     verify(mutation)
