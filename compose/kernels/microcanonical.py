@@ -174,11 +174,12 @@ class MicrocanonicalLangevin(Kernel):
             end, gain, _ = self._integrate(target, VelocityState(x, energy, score, velocity), tune, size)
             return end.x, end.energy, end.score, end.velocity, kinetic + gain
 
-        carry = (state.x, state.energy, state.score, unit(noise.normal), torch.zeros_like(state.energy))
+        kinetic = torch.zeros_like(state.energy)
+        carry: tuple[Tensor, ...] = (state.x, state.energy, state.score, unit(noise.normal), kinetic)
         count = self.repetitions(tune, noise)
         if isinstance(count, Tensor):  # chains differ: rows that have arrived take steps of size zero
             for k in range(int(count.max())):
-                carry = move(*carry, tune.column * (k < count)[:, None], tune)
+                carry = repeat(1, move, carry, (tune.column * (k < count)[:, None], tune))
         else:
             carry = repeat(count, move, carry, (tune.column, tune))
         x, energy, score, _, kinetic = carry
