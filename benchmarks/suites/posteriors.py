@@ -1,8 +1,8 @@
 """Posteriors of posteriordb, written as users write them, against the collection's reference draws.
 
 One rule for all, in float64: 64 particles of SMC go to the posterior from a Gaussian that it fits itself; eight of them
-start eight chains of NUTS, of which 300 transitions adapt the step size and a dense mass, estimated from draws and
-scores, and 1,000 are kept. No posterior has a setting of its own, and the gradients of all three phases are counted.
+start eight chains of NUTS at acceptance 0.95, of which 500 transitions adapt the step size and a dense mass, estimated
+from draws and scores, and 2,000 are kept. No posterior has a setting of its own, and the gradients of all three phases are counted.
 Chains from random points stay in other modes of the differential equation; particles that do are resampled.
 
 Differences of means and of standard deviations from the reference are in units of the Monte Carlo standard errors of
@@ -37,7 +37,8 @@ from boltzmix.compose.samplers.mcmc import MCMC
 from boltzmix.compose.samplers.smc import SMC
 
 CHAINS, PARTICLES = 8, 64
-WARMUP, DRAWS = 300, 1000
+WARMUP, DRAWS = 500, 2000
+ACCEPTANCE = 0.95
 FAMILY_WISE = 0.01
 LARGEST_RHAT = 1.01
 
@@ -113,7 +114,7 @@ def chains(
     assert isinstance(cloud.x, dict)
     init = {name: x[:: PARTICLES // CHAINS] for name, x in cloud.x.items()}
     adapt = Windows(mass="dense", estimator="fisher")
-    sampler = MCMC(NUTS(), warmup=warmup, draws=draws, adapt=adapt, compile=compiled)
+    sampler = MCMC(NUTS(target_acceptance=ACCEPTANCE), warmup=warmup, draws=draws, adapt=adapt, compile=compiled)
     draw = sample(model.term, chains=CHAINS, init=init, sampler=sampler, **options)
     seconds = time.process_time() - clock
     start, warm = cloud.info.evaluations * PARTICLES / CHAINS, draw.info.extra["warmup_evaluations"]

@@ -1,17 +1,17 @@
 """Composites without a finite integral: refused from their closed form, or from how their tails grow."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from boltzmix.compose.errors import NotNormalizable
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.product import Product
-from boltzmix.compose.samplers.path import (
-    Point,
-)
+from boltzmix.compose.samplers.path import Point
 from boltzmix.compose.term import Term
 
 
@@ -32,18 +32,24 @@ def refuse_improper(term: Term) -> None:
 def refuse_growing_tails(term: Term, view: FlatView, point: Point) -> None:
     """Densities that may have no integral: along rays, energies must grow like D log r and more.
 
-    A scale among the coordinates, such as a regression's log σ, makes energies rise to a ridge, and fall behind it
-    before they grow for good. So a ray on which they still fall, from far above where it began, is not heavy yet.
+    A scale among the coordinates, such as a regression's log σ, makes energies rise to a ridge and fall behind it
+    before they grow for good: rays that look heavy are followed farther out.
     """
     if not view.has_energy or view.term._rows() or view.per_row or _surely_proper(view.term):
         return
     x, mean, spread = point.x[:64], point.x.mean(0), point.x.std(0).clamp(min=1e-30)
     size = ((x - mean) / spread).square().mean(1, keepdim=True).sqrt()
     rays = (x - mean) / size.clamp(min=1e-3)  # as long as a draw is from the mean
-    energies = torch.stack([view.at(None).energy(mean + r * rays) for r in (8.0, 64.0, 512.0)])
     least = 0.99 * math.log(8.0) * view.dim
-    behind_a_ridge = (energies[2] < energies[1]) & (energies[2] - energies[0] > 2 * least)
-    heavy = (energies[2] - energies[1] < least) & ~behind_a_ridge  # NaN where both are infinite: no mass
+
+    def along(rays: Tensor, distances: Sequence[float]) -> Tensor:
+        return torch.stack([view.at(None).energy(mean + r * rays) for r in distances])
+
+    energies = along(rays, (8.0, 64.0, 512.0))
+    heavy = energies[2] - energies[1] < least  # NaN where both are infinite: no mass
+    if bool(heavy.any()):
+        near, far = along(rays[heavy], (8.0**4, 8.0**5))
+        heavy = heavy.masked_scatter(heavy, far - near < least)
     if view.transformed:  # far out, states round onto an edge, where a density may be infinite and integrable
         heavy = heavy & (energies[2] > -torch.inf)
     if bool(heavy.any()):
