@@ -38,10 +38,10 @@ PEERS = ("BlackJAX NUTS", "BlackJAX MCLMC", "BlackJAX adjusted MCLMC", "NumPyro 
 #: libraries that take hundreds of times as long, on these targets only, with a limit on the time of one run
 SLOW = ("Pyro NUTS", "hamiltorch HMC", "torchebm HMC", "torchebm Langevin")
 SLOW_ON = ("eight_schools", "ill_conditioned", "logistic_regression")
-SLOW_SECONDS = 300.0
+SLOW_SECONDS = 60.0
 #: where one of ours is to need fewer gradients than this peer
 JUDGED, RIVAL = ("ill_conditioned", "logistic_regression"), "BlackJAX NUTS"
-_CHAINS, _GRADIENTS = 16, 20_000
+_CHAINS, _GRADIENTS = 16, 10_000
 _NUMBERS = 2**26  # of the draws of a run, at most
 
 
