@@ -25,8 +25,8 @@ from boltzmix.compose.kernels.microcanonical import MicrocanonicalLangevin
 #: leapfrogs of a transition of HMC
 LEAPFROGS = 10
 #: what noise may hold at once, as in :class:`boltzmix.MCMC`
-_NUMBERS = 2**23
-_BLOCK = 100
+_NUMBERS = 2**19
+_BLOCK = 64
 #: compilers of :func:`boltzmix.compile_kernel`
 BACKENDS = ("auto", "native", "inductor")
 

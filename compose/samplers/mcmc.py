@@ -26,7 +26,7 @@ from boltzmix.compose.samplers.store import Store
 from boltzmix.compose.variable import first_tensor, map_state
 
 _BLOCK = 64  # transitions whose noise is drawn at once
-_NUMBERS = 2**23  # and how many numbers that may be
+_NUMBERS = 2**19  # and how many numbers that may be: they stay in the cache until they are used
 
 
 @dataclass(frozen=True)
