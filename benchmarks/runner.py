@@ -59,6 +59,7 @@ def run_sections(
     seeds: int | Sequence[int] = 5,
     only: Sequence[str] | None = None,
     progress: bool | None = None,
+    said: str = "",
 ) -> Report:
     """Run sections one after the other, write the report and print its table.
 
@@ -74,6 +75,7 @@ def run_sections(
         seeds: how many (0, 1, …), or which.
         only: labels of the sections to run; None runs all.
         progress: say on stderr what is running; None does on a terminal.
+        said: options of the suite's own, as they stand in the command.
     """
     settings = Settings(bool(quick), parse_seeds(seeds))
     labels = [label for label, _ in sections]
@@ -86,7 +88,7 @@ def run_sections(
     first = settings.seeds == tuple(range(len(settings.seeds)))
     which = str(len(settings.seeds)) if first else " ".join(map(str, settings.seeds))
     about = {
-        "command": " ".join([*parts, f"--seeds {which}", *(["--only", *only] if only else [])]),
+        "command": " ".join([*parts, f"--seeds {which}", *(["--only", *only] if only else []), *said.split()]),
         "created": now.isoformat(timespec="seconds"),
         "versions": _versions(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -3,7 +3,8 @@
 One rule for all, in float64: 64 particles of SMC go to the posterior from a Gaussian that it fits itself; eight of them
 start eight chains of NUTS at acceptance 0.95, of which 500 transitions adapt the step size and a dense mass, estimated
 from draws and scores, and 2,000 are kept. No posterior has a setting of its own, and the gradients of all three phases
-are counted. Chains from random points stay in other modes of the differential equation; particles that do are resampled.
+are counted. Chains from random points stay in other modes of the differential equation; particles that do are
+resampled.
 
 Differences of means and of standard deviations from the reference are in units of the Monte Carlo standard errors of
 both sides. The bound on |z| is the one that the largest of all of them, over the parameters of every posterior and over

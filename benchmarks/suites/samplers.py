@@ -85,7 +85,12 @@ def run(
 
     sections = [(group, section(names)) for group, names in grouped.items()]
     title = "Samplers on known truths: gradients until their moments are right"
-    return run_sections("samplers", title, sections, out=folder, quick=quick, seeds=seeds, only=only, progress=progress)
+    said = " ".join(
+        ["" if targets is None else f"--targets {' '.join(targets)}", "" if peers else "--no-peers"]
+    ).strip()
+    return run_sections(
+        "samplers", title, sections, out=folder, quick=quick, seeds=seeds, only=only, progress=progress, said=said
+    )
 
 
 def groups(names: Sequence[str]) -> dict[str, list[str]]:

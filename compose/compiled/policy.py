@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +55,6 @@ class Transitions:
     """A kernel's transitions on a target: compiled where that is wanted and works, and eager otherwise.
 
     Attributes:
-        seconds: that compiling has taken.
         reason: why the last transitions were eager; None where they were compiled.
         backend: what compiled them.
         decided: whether all are eager, without a try.
@@ -67,7 +66,7 @@ class Transitions:
         evaluations = transitions * min(kernel.evaluations_per_step, _EACH)
         self.reason = reason_against(setting, evaluations, target, x)
         self.decided = self.reason is not None
-        self.seconds, self.backend = 0.0, "eager"
+        self.backend = "eager"
         self._blocks: dict[tuple[object, ...], Block | None] = {}
         self._any: Block | None = None  # which takes tunings of any structure
 
@@ -121,7 +120,6 @@ class Transitions:
             if key not in self._blocks:
                 backend = "auto" if self.setting is True else "native"
                 self._blocks[key] = block = compile_kernel(self.kernel, self.target, state, tune, backend)
-                self.seconds += block.seconds
                 self.backend, self.reason = block.backend, None
                 self._any = block if block.structure is None else None
         except CompileError as error:
@@ -132,8 +130,6 @@ class Transitions:
 
     def report(self) -> dict[str, Any]:
         """For ``info.extra["compile"]``: the backend, the seconds that compiling took, and why it is eager if it is."""
-        found: dict[str, Any] = {"backend": self.backend, "seconds": self.seconds}
+        seconds = sum(block.seconds for block in self._blocks.values() if block is not None)
+        found: dict[str, Any] = {"backend": self.backend, "seconds": float(seconds)}
         return found if self.reason is None else {**found, "reason": self.reason}
-
-
-__all__: Sequence[str] = ("Transitions", "check_setting", "reason_against")

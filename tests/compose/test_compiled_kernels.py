@@ -26,6 +26,9 @@ KERNELS: dict[str, Kernel] = {
     "Barker": bm.Barker(step_size=0.5),
     "RandomWalk": bm.RandomWalk(step_size=0.5),
     "MCLMC": bm.MicrocanonicalLangevin(step_size=0.5),
+    "HMC of random lengths": bm.HMC(step_size=0.4, num_leapfrog=None, length=1.2),
+    "UHMC of random lengths": bm.UHMC(step_size=0.3, num_leapfrog=None, length=0.9),
+    "adjusted MCLMC": bm.MicrocanonicalLangevin(step_size=0.5, length=1.5, adjusted=True),
 }
 
 

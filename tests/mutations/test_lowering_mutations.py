@@ -9,7 +9,11 @@ from torch import Tensor
 from tests.compose.compiled_operations import compiled, differing, eager
 from tests.mutations.harness import Mutation, verify
 
-OPERATIONS = "boltzmix.compose.compiled.operations"
+POINTWISE = "boltzmix.compose.compiled.pointwise"
+VIEWS = "boltzmix.compose.compiled.views"
+INDEXING = "boltzmix.compose.compiled.indexing"
+REDUCTIONS = "boltzmix.compose.compiled.reductions"
+PRODUCTS = "boltzmix.compose.compiled.products"
 LOWER = "boltzmix.compose.compiled.lower"
 
 
@@ -29,7 +33,7 @@ CONSTANT = torch.randn(9, 7, generator=torch.Generator().manual_seed(2))
 MUTATIONS = [
     Mutation(
         "flip is one entry off",
-        OPERATIONS,
+        VIEWS,
         "a.shape[d] - 1)",
         "a.shape[d])",
         as_torch(lambda x: x.flip(1)),
@@ -37,7 +41,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mean divides by the results",
-        OPERATIONS,
+        REDUCTIONS,
         "T({share})",
         "T({a.size + share})",
         as_torch(lambda x: x.mean(1)),
@@ -45,19 +49,19 @@ MUTATIONS = [
     ),
     Mutation(
         "a clamp from above is one from below",
-        OPERATIONS,
+        POINTWISE,
         "_minimum",
         "_maximum",
         as_torch(lambda x: x.clamp(-1, 0.5)),
         "def _clamp",
     ),
-    Mutation("slices start at 0", OPERATIONS, "step, first)", "step, 0)", as_torch(lambda x: x[:, 2:]), "def _slice"),
+    Mutation("slices start at 0", VIEWS, "step, first)", "step, 0)", as_torch(lambda x: x[:, 2:]), "def _slice"),
     Mutation(
-        "squares are cubes", OPERATIONS, "int(exponent)", "(int(exponent) + 1)", as_torch(lambda x: x**2), "def _power"
+        "squares are cubes", POINTWISE, "int(exponent)", "(int(exponent) + 1)", as_torch(lambda x: x**2), "def power"
     ),
     Mutation(
         "where is turned",
-        OPERATIONS,
+        POINTWISE,
         '[mask, a, b], lambda m, x, y: f"choose',
         '[mask, b, a], lambda m, x, y: f"choose',
         as_torch(lambda x: torch.where(x > 0, x, 2 * x)),
@@ -65,7 +69,7 @@ MUTATIONS = [
     ),
     Mutation(
         "repeated places are overwritten",
-        OPERATIONS,
+        INDEXING,
         '"+=" if accumulate else "="',
         '"="',
         as_torch(lambda x: x.index_add(1, torch.tensor([1, 1, 3]), x[:, :3])),
@@ -79,12 +83,12 @@ MUTATIONS = [
     ),
     Mutation(
         "products leave out the last of K",
-        OPERATIONS,
+        PRODUCTS,
         "< {whole};",
         "< {whole - 1};",
         as_torch(lambda x: x @ CONSTANT.T, 7),
     ),
-    Mutation("wide sums forget a part", OPERATIONS, "k < R; ++k", "k < R - 1; ++k", as_torch(lambda x: x.sum(1))),
+    Mutation("wide sums forget a part", REDUCTIONS, "k < R; ++k", "k < R - 1; ++k", as_torch(lambda x: x.sum(1))),
 ]
 
 
