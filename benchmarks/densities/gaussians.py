@@ -11,6 +11,9 @@ name                      D  covariance
 ======================  ===  =====================================================================================
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from typing import Any
 

@@ -6,6 +6,9 @@ posteriordb's ``eight_schools_noncentered``. Its truth is a sum over a grid of :
 :math:`\theta_j` are Gaussian.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 from functools import cache
 from typing import Any
 

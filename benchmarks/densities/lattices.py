@@ -21,6 +21,9 @@ K is a Kronecker product, so T multiplies a vector in :math:`L n^{L + 1}` operat
 (:mod:`boltzmix.benchmarks.ising`). Its modes are the numbers of up-spins, whose distribution is exact.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from collections.abc import Callable
 from functools import cache

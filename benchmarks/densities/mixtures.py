@@ -14,6 +14,9 @@ Modes of a mixture are the cells of points nearest to each mean; those of ``many
 in their right well, which are binomial.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from functools import cache
 from typing import Any

@@ -23,6 +23,9 @@ with s² = 1.91, μ = log 126 − s² / 2 as in Girolami and Calderhead (2011), 
 Monte Carlo methods*, and ℓ = 1/6, longer than theirs since cells are wider.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from functools import cache
 from typing import Any

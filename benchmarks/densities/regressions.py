@@ -9,6 +9,9 @@ The data are **not** the German credit data but have their shape: 1000 rows, 24 
 of which 8 matter.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from functools import cache
 from typing import Any

@@ -13,6 +13,9 @@ The fourth moment of a funnel's coordinate is :math:`3 e^{18}`: means of :math:`
 sampler, exact draws included.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import math
 from typing import Any
 

@@ -6,7 +6,7 @@ used: the leapfrog steps of a transition, and two for each step of the isokineti
 :func:`boltzmix.benchmarks.peers.verify_count` counts them from inside.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from abc import abstractmethod
 from collections.abc import Callable

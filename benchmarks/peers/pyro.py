@@ -3,6 +3,9 @@
 The target is called from Python, so that gradients are counted there, transition by transition.
 """
 
+# jax and other libraries are not among the tools of every checkout
+# pyright: reportMissingImports=false
+
 import time
 from dataclasses import dataclass
 from typing import Any, ClassVar

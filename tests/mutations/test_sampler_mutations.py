@@ -149,8 +149,8 @@ SAMPLERS = [
     Mutation(
         "tails are not looked at",
         PROPER,
-        "if bool(heavy.any()):",
-        "if False:",
+        "if bool(heavy.any()):\n        raise",
+        "if False:\n        raise",
         law(test_smc.test_densities_without_an_integral_are_refused, "mixtures whose tails cancel"),
     ),
     Mutation(
