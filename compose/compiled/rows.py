@@ -101,6 +101,7 @@ class Evaluations:
             yield self
         finally:
             _CURRENT.pop()
+            _LOOPS.clear()  # graphs of one trace, which nothing calls after it
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class LoopTracer(Loops):
         self.found.append(Loop(graph, count, self.stand_in.count - before))
         self.stand_in.count = before
         _LOOPS.append(graph)
-        return tuple(_operations().repeat(list(carry), reads, len(self.found) - 1, len(_LOOPS) - 1))
+        return tuple(_operations().repeat(list(carry), reads, len(self.found) - 1))
 
 
 _LOOPS: list[fx.GraphModule] = []
@@ -180,8 +181,8 @@ def _operations() -> Any:
             return _CURRENT[-1].energy(x).clone()
 
         @torch.library.custom_op("boltzmix::repeat", mutates_args=())
-        def repeat(carry: list[Tensor], fixed: list[Tensor], which: int, key: int) -> list[Tensor]:
-            return [t.clone() for t in _LOOPS[key](*carry, *fixed)]
+        def repeat(carry: list[Tensor], fixed: list[Tensor], which: int) -> list[Tensor]:
+            return [t.clone() for t in _LOOPS[which](*carry, *fixed)]
 
         _OPERATIONS.append(torch.ops.boltzmix)
     return _OPERATIONS[0]
