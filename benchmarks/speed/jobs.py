@@ -8,7 +8,6 @@ at the same points, and keep every position, as somebody who wants draws would.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from boltzmix.benchmarks.densities import Density
 from boltzmix.benchmarks.speed import targets, timing
+from boltzmix.compose.compiled.policy import REPORTED
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.kernels.base import Kernel, State, Tune
 from boltzmix.compose.kernels.hmc import HMC
@@ -158,14 +158,16 @@ class Ours(Prepared):
         starts = density.starts(work.chains, work.seed).float()
         self.state: State = kernel.init(self.target, starts, self.generator)
         self.tune: Tune = kernel.tune(self.state.x)
-        self.block: Callable[..., Any] | None = None
+        self.block: Any = None
         self.length = max(1, min(_BLOCK, _NUMBERS // max(starts.numel(), 1)))
         self.facts = {}
         if work.tier != "eager":
             clock = time.perf_counter()  # compilers are processes of their own
             block = self.block = compiled(kernel, self.target, self.state, self.tune, work.tier)
-            noise = kernel.noise(self.state, self.generator, min(self.length, work.steps))
-            block(self.state, self.tune, noise)  # whatever is left to the first call; chains stay where they are
+            noise = block.noise(self.state, self.generator, min(self.length, work.steps))
+            block(
+                self.state, self.tune, noise, REPORTED
+            )  # whatever is left to the first call; chains stay where they are
             self.compile_seconds = time.perf_counter() - clock
             self.facts["backend"] = getattr(self.block, "backend", work.tier)
 
@@ -175,13 +177,13 @@ class Ours(Prepared):
         done = 0
         while done < self.work.steps:
             steps = min(self.length, self.work.steps - done)
-            noise = self.kernel.noise(self.state, self.generator, steps)
+            noise = (self.block or self.kernel).noise(self.state, self.generator, steps)
             if self.block is None:
                 for k in range(steps):
                     self.state, _ = self.kernel.step(self.target, self.state, self.tune, noise[k])
                     found.append(self.state.x[None])
             else:
-                self.state, trace = self.block(self.state, self.tune, noise)
+                self.state, trace = self.block(self.state, self.tune, noise, REPORTED)  # what MCMC asks for
                 found.append(trace.x)
             done += steps
         return found

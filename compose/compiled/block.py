@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from boltzmix.compose.compiled import tuning
@@ -52,6 +53,7 @@ class Block:
 
     backend: str
     seconds: float
+    kernel: Kernel
     target: Target
     like: State
     structure: tuple[object, ...] | None
@@ -64,10 +66,20 @@ class Block:
         Args:
             state: where chains stand, of the shapes that the block was compiled for.
             tune: likewise.
-            noise: ``kernel.noise(state, generator, steps)``.
+            noise: of :meth:`noise`.
             reported: the fields of the info that are wanted; None for all.
         """
         raise NotImplementedError
+
+    def noise(self, state: State, generator: torch.Generator | None, steps: int) -> Noise:
+        """``kernel.noise(state, generator, steps)``: the same numbers up to rounding, drawn faster where that is known.
+
+        Args:
+            state: where chains stand.
+            generator: torch's; None is its default one.
+            steps: transitions.
+        """
+        return self.kernel.noise(state, generator, steps)
 
     def check(self, state: State, tune: Tune) -> None:
         """Refuse what the code was not compiled for."""
@@ -114,7 +126,7 @@ def compile_kernel(
         >>> kernel, target = HMC(step_size=0.5), ravel(Gaussian(torch.zeros(3), 1.0))
         >>> state = kernel.init(target, torch.zeros(4, 3))
         >>> block = compile_kernel(kernel, target, state)
-        >>> state, trace = block(state, kernel.tune(state.x), kernel.noise(state, None, 100))
+        >>> state, trace = block(state, kernel.tune(state.x), block.noise(state, None, 100))
         >>> tuple(trace.x.shape)
         (100, 4, 3)
     """

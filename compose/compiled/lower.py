@@ -49,6 +49,7 @@ class Value:
         buffer: the name of the array that holds the entries in order, where there is one.
         run: the C++ expression of the R entries from an index on along a dimension, as a U (of kind T, a T where all
             are equal), for a block in which ``V`` and ``M`` stand for the wide types; None where there is none.
+        scaled: of which value it is a multiple, and which, where that is exact.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +59,7 @@ class Value:
     known: Tensor | None = None
     buffer: str | None = None
     run: Run = _none
+    scaled: "tuple[Value, float] | None" = None
 
     @property
     def size(self) -> int:
@@ -84,6 +86,7 @@ class Writer:
         dtype: of T.
         given: how many of the constants, at the front, may change from call to call.
         lines: so far.
+        products: matrix products that are there: the factors, one of them by its buffer, and the result.
     """
 
     width: int
@@ -94,6 +97,7 @@ class Writer:
     held: int = 0
     names: Any = field(default_factory=itertools.count)
     read: set[int] = field(default_factory=set)
+    products: list[Any] = field(default_factory=list)
 
     @property
     def lanes(self) -> int:

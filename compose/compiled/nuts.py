@@ -17,6 +17,7 @@ from torch import Tensor
 
 from boltzmix.compose.compiled.block import Block, Trace
 from boltzmix.compose.compiled.native import check_source, lanes_for, pointers, source
+from boltzmix.compose.compiled.normals import noise_of
 from boltzmix.compose.compiled.toolchain import HERE, load
 from boltzmix.compose.errors import CompileError
 from boltzmix.compose.kernels.base import Info, Noise, State, Target, Tune
@@ -63,12 +64,17 @@ class NutsBlock(Block):
         check_source(self.library, made, target, state.x)
         self.seconds = time.perf_counter() - clock
 
+    def noise(self, state: State, generator: torch.Generator | None, steps: int) -> Noise:
+        """That of the kernel, drawn by compiled code."""
+        return noise_of(self.kernel, state, generator, steps)
+
     def __call__(
         self, state: State, tune: Tune, noise: Noise, reported: Sequence[str] | None = None
     ) -> tuple[State, Trace]:
         """Transitions of every chain, one for each of the noise's."""
         self.check(state, tune)
         seeds = torch.randint(_SEEDS, (len(state.x),), generator=noise.generator)
+        assert isinstance(self.kernel, NUTS)
         after, trace = run(self.library, self.kernel, state, tune, noise.normal, seeds, constants=self.constants)
         self.count(int(trace.reported["num_leapfrog"].sum()))
         if reported is not None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,7 +93,20 @@ def _arithmetic(name: str, text: str) -> None:
         a, b = numeric(writer, a), numeric(writer, b)
         kind = "T" if _shared(a, b) else "V"
         scale = "" if alpha == 1 else f" * {literal(alpha)}"
-        return pointwise(writer, [a, b], lambda x, y: f"({x} {text} {y}{scale})", kind)
+        found = pointwise(writer, [a, b], lambda x, y: f"({x} {text} {y}{scale})", kind)
+        return replace(found, scaled=_multiple(a, b, found.shape)) if name == "mul" else found
+
+
+def _multiple(a: Any, b: Any, shape: tuple[int, ...]) -> tuple[Value, float] | None:
+    """Of a product that is one of its factors, its signs and exponents changed: that factor, and by what."""
+    for value, other in ((a, b), (b, a)):
+        known = other.known if isinstance(other, Value) else torch.as_tensor(other)
+        if not isinstance(value, Value) or value.shape != shape or known is None or not known.numel():
+            continue
+        factor = float(known.flatten()[0])
+        if bool((known == factor).all()) and abs(math.frexp(factor)[0]) == 0.5:
+            return value, factor
+    return None
 
 
 for _name, _text in (("add", "+"), ("sub", "-"), ("mul", "*"), ("div", "/")):

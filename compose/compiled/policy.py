@@ -21,7 +21,8 @@ _NUMBERS = 2**13
 _PARAMETERS = 2**16
 _EACH = 16  # evaluations of a transition, where a kernel can only say how many it takes at most
 
-_REPORTED = ("acceptance", "accepted", "divergent", "energy", "num_leapfrog")
+#: the fields of infos that chains are told of
+REPORTED = ("acceptance", "accepted", "divergent", "energy", "num_leapfrog")
 
 
 def check_setting(value: object, owner: str) -> None:
@@ -70,6 +71,11 @@ class Transitions:
         self._blocks: dict[tuple[object, ...], Block | None] = {}
         self._any: Block | None = None  # which takes tunings of any structure
 
+    def noise(self, state: State, tune: Tune, generator: torch.Generator | None, steps: int) -> Noise:
+        """The noise of a block: the kernel's, which compiled code draws faster and rounds otherwise."""
+        block = self._block(state, tune)
+        return (self.kernel if block is None else block).noise(state, generator, steps)
+
     def step(self, state: State, tune: Tune, noise: Noise, k: int) -> tuple[State, Info]:
         """One transition with the ``k``-th noise of a block, and everything that its info holds."""
         block = self._block(state, tune)
@@ -92,7 +98,7 @@ class Transitions:
         """
         block = None if each is not None else self._block(state, tune)
         if block is not None:
-            return block(state, tune, noise, _REPORTED)
+            return block(state, tune, noise, REPORTED)
         states: dict[str, list[Tensor]] = {"x": [], "energy": []}
         infos: dict[str, list[Tensor]] = {}
         for k in range(steps):
@@ -101,7 +107,7 @@ class Transitions:
                 each(state, info)
             for name, column in states.items():
                 column.append(getattr(state, name))
-            for name in _REPORTED:
+            for name in REPORTED:
                 value = getattr(info, name)
                 if value is not None:
                     infos.setdefault(name, []).append(value)

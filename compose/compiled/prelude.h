@@ -325,6 +325,11 @@ template <int H> static inline void transposed(V* block) {
         transposed<H / 2>(block);
     }
 }
+// Have rows g, ..., g + W - 1 of a matrix (n, SIZE) on their way to the cache, to be read or, with WRITE, written to.
+template <int SIZE, int WRITE, typename E> static inline void fetch(const E* rows, long g, long n) {
+    const char *first = (const char*)(rows + g * SIZE), *last = (const char*)(rows + (g + W < n ? g + W : n) * SIZE);
+    for (; first < last; first += 64) __builtin_prefetch(first, WRITE);
+}
 // Rows g, ..., g + W - 1 of a matrix (n, SIZE), the last one for those beyond, to SIZE vectors.
 template <int SIZE> static inline void gather(V* to, const T* from, long g, long n) {
     const T* rows[W];

@@ -66,9 +66,34 @@ def _product(writer: Writer, a: Value, b: Value, batch: tuple[int, ...]) -> Valu
         products = pointwise(writer, [row, column], lambda x, y: f"({x} * {y})", "V")
         total = sums(writer, products, {len(batch)}, "V", "as<V>(T(0))", lambda x, y: f"({x} + {y})")
         return reshaped(writer, total, (*batch, 1, 1))
+    (a, left), (b, right) = _unscaled(a), _unscaled(b)
     a, b = writer.keep(a), writer.keep(b)  # entries are read many times
-    tiles = _Tiles(writer, a, b, batch)
-    return tiles.write()
+    found = _again(writer, a, b, batch)
+    if found is None:
+        found = _Tiles(writer, a, b, batch).write()
+        writer.products.append((a, b, batch, found))
+    if left * right == 1:
+        return found
+    return pointwise(writer, [found, left * right], lambda x, y: f"({x} * {y})", "V")
+
+
+def _unscaled(value: Value) -> tuple[Value, float]:
+    """What a factor is an exact multiple of, and by how much."""
+    return (value, 1.0) if value.scaled is None else value.scaled
+
+
+def _again(writer: Writer, a: Value, b: Value, batch: tuple[int, ...]) -> Value | None:
+    """A product that is there already; the derivative of a quadratic form with a symmetric matrix takes it twice."""
+
+    def same(x: Value, y: Value) -> bool:
+        if x.known is None or y.known is None:
+            return x.shape == y.shape and x.buffer is not None and x.buffer == y.buffer
+        return x.known.shape == y.known.shape and torch.equal(x.known, y.known)
+
+    for first, second, lead, found in writer.products:
+        if lead == batch and same(first, a) and same(second, b):
+            return found
+    return None
 
 
 class _Tiles:

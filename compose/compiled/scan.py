@@ -225,7 +225,8 @@ class ScanBlock(Block):
     def __init__(self, kernel: Kernel, target: Target, state: State, tune: Tune, length: int = LENGTH) -> None:
         """Trace, compile the step, and compare it with the kernel's own."""
         clock = time.perf_counter()
-        self.target, self.like, self.structure, self.length = target, state, tuning.structure(tune), length
+        self.kernel, self.target, self.like, self.structure = kernel, target, state, tuning.structure(tune)
+        self.length = length
         self.step = whole_step(kernel, target, state, tune)
         on_cpu = state.x.device.type == "cpu"
         self.tier, self.reason = "scan", ""

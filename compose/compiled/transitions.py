@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from boltzmix.compose.compiled import rows, tuning
 from boltzmix.compose.compiled.block import Block, Trace
 from boltzmix.compose.compiled.lower import Value, Writer, lower
+from boltzmix.compose.compiled.memory import empty
 from boltzmix.compose.compiled.native import (
     OUTPUTS,
     Source,
@@ -23,6 +24,7 @@ from boltzmix.compose.compiled.native import (
     source,
     uncounted,
 )
+from boltzmix.compose.compiled.normals import noise_of
 from boltzmix.compose.compiled.toolchain import load
 from boltzmix.compose.errors import CompileError
 from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune
@@ -126,6 +128,10 @@ class NativeBlock(Block):
         check_source(self.library, made, target, state.x)
         self.seconds = time.perf_counter() - clock
 
+    def noise(self, state: State, generator: torch.Generator | None, steps: int) -> Noise:
+        """That of the kernel, drawn by compiled code."""
+        return noise_of(self.kernel, state, generator, steps)
+
     def __call__(
         self, state: State, tune: Tune, noise: Noise, reported: Sequence[str] | None = None
     ) -> tuple[State, Trace]:
@@ -133,14 +139,14 @@ class NativeBlock(Block):
         self.check(state, tune)
         x, (steps, n) = state.x, noise.uniform.shape
         after = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.tensors().items()}
-        states = {name: tensor.new_empty(steps, *tensor.shape) for name, tensor in after.items() if name in _KEPT}
+        states = {name: empty((steps, *tensor.shape), x.dtype) for name, tensor in after.items() if name in _KEPT}
         kept: list[Tensor | None] = [states.get(name) for name in after]
         found: dict[str, Tensor] = {}
         for name in self.step.reported:
             shape = (steps, n, x.shape[1]) if name in _WIDE else (steps, n)
             dtype = torch.bool if name in _TRUTH else torch.long if name == "num_leapfrog" else x.dtype
             wanted = reported is None or name in reported
-            tensor = torch.empty(shape, dtype=dtype) if wanted else None
+            tensor = empty(shape, dtype) if wanted else None
             kept.append(tensor)
             if tensor is not None:
                 found[name] = tensor
@@ -196,23 +202,39 @@ class _Calls:
 
     def _loop(self, writer: Writer, carry: list[Value], fixed: list[Value], which: int) -> list[Value]:
         loop = self.loops[which]
-        held = []
-        for value in carry:
-            buffer = writer.array("V", value.size)
-            held.append(writer.stored(value.shape, "V", buffer))
-            _assign(writer, buffer, value)
+        held = [self._movable(writer, value.size) for value in carry]
+        for name, value in zip(held, carry, strict=True):
+            _assign(writer, name, value)
+        here = [writer.stored(value.shape, "V", name) for name, value in zip(held, carry, strict=True)]
         fixed = [writer.keep(value) if value.cost else value for value in fixed]
         count = loop.count if isinstance(loop.count, int) else f"repetitions + {loop.count.offset}"
-        turn = writer.fresh("n")
-        writer.lines.append(f"for (long {turn} = 0; {turn} < {count}; ++{turn}) {{")
-        after = []
-        for value in lower(loop.graph, [*held, *fixed], writer, self):
-            after.append(writer.array("V", value.size))
-            _assign(writer, after[-1], value)
-        for value, buffer in zip(held, after, strict=True):
-            writer.lines.append(f"std::memcpy({value.buffer}, {buffer}, sizeof {buffer});")
+        start, turn, products = len(writer.lines), writer.fresh("n"), writer.products
+        writer.products = []  # of what changes from turn to turn
+        after: list[str] = []
+        for value in lower(loop.graph, [*here, *fixed], writer, self):
+            name, declared = value.buffer, f"alignas(64) V {value.buffer}[{value.size}];"
+            if declared not in writer.lines[start:]:  # not the loop's own, or spoken for
+                name = writer.array("V", value.size)
+                declared = writer.lines[-1]
+                _assign(writer, name, value)
+            writer.lines.remove(declared)  # it is to be there before the loop, and after it
+            writer.held -= value.size * writer.width
+            after.append(str(name))
+        body, writer.products = writer.lines[start:], products
+        del writer.lines[start:]
+        for name, value in zip(after, carry, strict=True):
+            self._movable(writer, value.size, name)
+        writer.lines += [f"for (long {turn} = 0; {turn} < {count}; ++{turn}) {{", *body]
+        writer.lines += [f"std::swap({old}, {new});" for old, new in zip(held, after, strict=True)]
         writer.lines.append("}")
-        return held
+        return here
+
+    @staticmethod
+    def _movable(writer: Writer, size: int, name: str | None = None) -> str:
+        """A buffer whose name can come to mean another one; its name, a new one or that given."""
+        buffer, name = writer.array("V", size), name or writer.fresh("b")
+        writer.lines.append(f"V* {name} = {buffer};")
+        return name
 
 
 def _assign(writer: Writer, buffer: str, value: Value) -> None:
@@ -237,7 +259,7 @@ def _write(step: StepGraph, made: Source, state: State, tune: Tune) -> str:
     for name, value in zip(names, results, strict=True):
         _assign(writer, name, value)
 
-    load_rows, store_rows, declare, arguments, loads, keeps, moves = [], [], [], [], [], [], []
+    load_rows, store_rows, declare, arguments, loads, fetches, keeps, moves = [], [], [], [], [], [], [], []
     for k, tensor in enumerate(fields_.values()):
         size = tensor.numel()
         declare.append(f"V s{k}[{size}];")
@@ -259,11 +281,17 @@ def _write(step: StepGraph, made: Source, state: State, tune: Tune) -> str:
         arguments.append(f"const V* z{k}")
         if name in read:
             loads.append(f"gather<{size}>(z{k}, noise[{k}] + step * n * {size}, g, n);")
+            if size > 1:
+                fetches.append(f"if (step + 1 < steps) fetch<{size}, 0>(noise[{k}] + (step + 1) * n * {size}, g, n);")
     for k, value in enumerate(results):
         kind = value.kind if value.kind == "M" else "V"
         declare.append(f"{kind} o{k}[{value.size}];")
         arguments.append(f"{kind}* o{k}")
         element = "T" if k < len(fields_) else _element(step.reported[k - len(fields_)])
+        if value.size > 1:
+            fetches.append(
+                f"if (kept[{k}]) fetch<{value.size}, 1>(({element}*)kept[{k}] + step * n * {value.size}, g, n);"
+            )
         keeps.append(
             f"if (kept[{k}]) scatter<{value.size}>(o{k}, ({element}*)kept[{k}] + step * n * {value.size}, g, n);"
         )
@@ -278,7 +306,7 @@ def _write(step: StepGraph, made: Source, state: State, tune: Tune) -> str:
         "for (long g = 0; g < n; g += W) {",
         *declare, *load_rows,
         "for (long step = 0; step < steps; ++step) {",
-        *loads, f"transition(counts[step], {called});", *keeps, *moves,
+        *loads, *fetches, f"transition(counts[step], {called});", *keeps, *moves,
         "}",
         *store_rows,
         "} }",

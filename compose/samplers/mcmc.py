@@ -82,7 +82,7 @@ class MCMC(Sampler):
         clock = time.perf_counter()
         kernel = self.kernel or NUTS()
         view = request.view(discrete=kernel.moves != "real", unconstrained=True)
-        if kernel.adjusted:
+        if kernel.adjusted and not kernel.integrates:
             require_energy(view, f"{type(kernel).__name__}()")
         target = view.at(None)
         adapts = isinstance(self.adapt, Adaptation) or (self.adapt and kernel.adapts)
@@ -106,7 +106,7 @@ class MCMC(Sampler):
             while run.step < total:
                 warming = run.step < warmup
                 steps = min(longest, (warmup if warming else total) - run.step)
-                noise = kernel.noise(run.state, request.generator, steps)
+                noise = run.noise(steps)
                 if warming:
                     run.warm(noise, steps)
                 else:
@@ -180,6 +180,12 @@ class _Run:
         total = warmup + sampler.draws * sampler.thin
         self.transitions = Transitions(kernel, target, sampler.compile, total, state.x)
         self.store = Store(len(state.x), sampler.draws, None if sampler.out is None else Path(sampler.out))
+
+    def noise(self, steps: int) -> Any:
+        """The noise of the next block."""
+        if self.recorder is not None:  # which has transitions run eagerly
+            return self.kernel.noise(self.state, self.generator, steps)
+        return self.transitions.noise(self.state, self.tune, self.generator, steps)
 
     def warm(self, noise: Any, steps: int) -> None:
         """Transitions of the warm-up, from each of which the tuner learns."""

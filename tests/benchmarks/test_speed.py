@@ -23,6 +23,7 @@ from boltzmix.benchmarks.speed.jobs import Moments, Work, discrepancy
 from boltzmix.benchmarks.speed.sides import Here, Side, SideFailed
 from boltzmix.benchmarks.speed.timing import in_turns, paired, ratio, turns
 from boltzmix.compose.errors import CompileError
+from boltzmix.compose.kernels.base import draw_noise
 
 QUICK = Settings(quick=True, seeds=(0, 1))
 
@@ -452,7 +453,10 @@ def compiled_jobs_start_where_eager_ones_do():
 class Drift:
     """A block whose transitions add 1."""
 
-    def __call__(self, state, tune, noise):
+    def noise(self, state, generator, steps):
+        return draw_noise(state.x, generator, steps)
+
+    def __call__(self, state, tune, noise, reported):
         steps = torch.arange(1.0, len(noise.uniform) + 1)[:, None, None]
         return replace(state, x=state.x + len(noise.uniform)), SimpleNamespace(x=state.x + steps)
 
