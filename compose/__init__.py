@@ -4,8 +4,10 @@ from boltzmix.compose.adaptation import BlockAdaptation, ChEES, Microcanonical, 
 from boltzmix.compose.box import Box
 from boltzmix.compose.calibration import calibrate
 from boltzmix.compose.callables import term
+from boltzmix.compose.canvas import Canvas
 from boltzmix.compose.compiled import compile_kernel
 from boltzmix.compose.constraints import Clamp, Denoised, Geometric, bounded_negation
+from boltzmix.compose.crops import Window
 from boltzmix.compose.diagnostics import autocorrelation, bfmi, ess, mcse, rhat
 from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import (
@@ -38,19 +40,24 @@ from boltzmix.compose.kernels import (
     RandomWalk,
     Underdamped,
 )
+from boltzmix.compose.measurements import Measurement
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import guidance, negation, product
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers.exact import Exact
+from boltzmix.compose.samplers.fkc import FKC
 from boltzmix.compose.samplers.mcmc import MCMC
 from boltzmix.compose.samplers.reverse import Reverse
 from boltzmix.compose.samplers.smc import AIS, SMC, Annealed
+from boltzmix.compose.samplers.superdiff import SuperDiff
+from boltzmix.compose.samplers.twisted import Twisted
 from boltzmix.compose.term import Normalized, Term
 from boltzmix.compose.variable import Variable, integers
 from boltzmix.compose.wrappers import affine
 
 __all__ = [
     "AIS",
+    "FKC",
     "GHMC",
     "HMC",
     "MALA",
@@ -64,6 +71,7 @@ __all__ = [
     "BlockAdaptation",
     "BlockGibbs",
     "Box",
+    "Canvas",
     "ChEES",
     "Clamp",
     "CompileError",
@@ -78,6 +86,7 @@ __all__ = [
     "Geometric",
     "Gibbs",
     "GibbsWithGradients",
+    "Measurement",
     "Microcanonical",
     "MicrocanonicalLangevin",
     "MissingEnergy",
@@ -90,10 +99,13 @@ __all__ = [
     "Reverse",
     "SamplingWarning",
     "ScopeError",
+    "SuperDiff",
     "Temperatures",
     "Term",
+    "Twisted",
     "Underdamped",
     "Variable",
+    "Window",
     "Windows",
     "affine",
     "autocorrelation",

@@ -209,7 +209,7 @@ class BoundedNegation(Composite):
     def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
         return BoundedNegation(change(self.p), change(self.q), self.alpha)
 
-    def _strength(self, sigma: Tensor) -> float:
+    def _strength(self, sigma: Tensor) -> float | Tensor:
         return self.p._strength(sigma)
 
     def _coarse(self, sigma: Tensor) -> Any:

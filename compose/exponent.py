@@ -146,7 +146,23 @@ class Exponent(nn.Module):
         constant = self.constant
         if constant is not None:
             return f"{constant:g}"
-        return "function of sigma" if self.depends_on_sigma else "learnable"
+        if not self.depends_on_sigma:
+            return "learnable"
+        shown = [_shown(factor) for factor in self.factors()]
+        if "" in shown:
+            return "function of sigma"
+        parts = []
+        for indices, coefficient in sorted(self._monomials.items()):
+            names = [shown[i] for i in indices]
+            parts.append("·".join(names if names and coefficient == 1.0 else [f"{coefficient:g}", *names]))
+        return " + ".join(parts)
+
+
+def _shown(factor: object) -> str:
+    """A factor as a text that tells it from others; empty for functions that do not say what they are."""
+    if isinstance(factor, Tensor):
+        return "learnable"
+    return str(factor) if type(factor).__str__ is not object.__str__ else ""
 
 
 def _call(function: object, level: Tensor) -> float | Tensor:

@@ -9,7 +9,7 @@ those over x. Formulas with noise levels keep their coordinates: noise is added 
 density.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -298,10 +298,10 @@ class FlatView:
         flat = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
         return flat if self._free is None else flat[:, self._free]
 
-    def spread(self, values: list[float]) -> Tensor:
-        """One number per variable as one per free coordinate, ``(D,)`` in float64."""
-        sizes = torch.tensor(self._sizes, device=self.device)
-        full = torch.tensor(values, dtype=torch.float64, device=self.device).repeat_interleave(sizes)
+    def spread(self, values: Sequence[float | Tensor]) -> Tensor:
+        """One number per variable, or one for each of its entries, as one per free coordinate, ``(D,)`` in float64."""
+        own = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        full = torch.cat([value.expand(size) for value, size in zip(own, self._sizes, strict=True)])
         return full if self._free is None else full[self._free]
 
     @property
@@ -506,8 +506,8 @@ def require_energy(view: FlatView, what: str) -> None:
     if not view.has_energy:
         raise MissingEnergy(
             f"{what} needs energies and {view.term.name()} has only a score; use chains that need none, "
-            "MCMC(MicrocanonicalLangevin()) or MCMC(ULA()), Annealed with UHMC or ULA, or Reverse, or an "
-            "energy-parameterised model"
+            "MCMC(MicrocanonicalLangevin()) or MCMC(ULA()), or that integrate the score, MCMC(HMC()) or MCMC(MALA()); "
+            "Annealed with any of UHMC, ULA, HMC and MALA; Reverse; or an energy-parameterised model"
         )
 
 

@@ -5,6 +5,7 @@ commutes with noising; other sums are annealed, and the relative weights of thei
 the path, so the samplers allocate particles to members and weigh each by its own log Z.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from boltzmix.compose.product import (
     Composite,
     Product,
     common_range,
+    holds,
     is_discrete,
     moments,
     open_leaves,
@@ -136,14 +138,18 @@ class Mixture(Composite):
             result = share if result is None else map_state(torch.add, result, share)
         return total.neg(), result
 
-    def _strength(self, sigma: Tensor) -> float:
+    def _strength(self, sigma: Tensor) -> float | Tensor:
         # the flattest member reaches farthest; static ones hold the state by themselves
-        return min((t._strength(sigma) for t in self._terms() if t.path != "static"), default=0.0)
+        found = [t._strength(sigma) for t in self._terms() if t.path != "static"]
+        numbers = [strength for strength in found if not isinstance(strength, Tensor)]
+        if len(numbers) == len(found):
+            return min(numbers, default=0.0)
+        return functools.reduce(torch.minimum, [torch.as_tensor(strength) for strength in found])
 
     def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
         # A static member does not look like anything else at a large σ: the others say where to start.
         moving = [
-            (w, t, t._coarse(sigma)) for w, t in zip(self.log_weights, self._terms(), strict=True) if t._strength(sigma)
+            (w, t, t._coarse(sigma)) for w, t in zip(self.log_weights, self._terms(), strict=True) if holds(t, sigma)
         ]
         parts = [part for _, _, part in moving]
         if len(parts) == 1:

@@ -70,7 +70,10 @@ class Composite(Term):
         return energy, score
 
     def _rows(self) -> int:
-        return sum(leaf._rows() for leaf in {leaf.key(): leaf for leaf in self._leaves()}.values())
+        return sum(self._calls().values())
+
+    def _calls(self) -> Mapping[Hashable, int]:
+        return {call: rows for leaf in self._leaves() for call, rows in leaf._calls().items()}
 
     def _rebuild(self, change: Callable[[Term], Term], variables: Variables) -> Term:
         """The same formula over changed members, whose variables are ``variables`` together."""
@@ -249,25 +252,24 @@ class Product(Composite):
             total = zero if isinstance(zero, Tensor) else {n: done.get(n, zero[n]) for n in zero}  # pyright: ignore[reportAttributeAccessIssue]
         return (energy if complete else None), total
 
-    def _strength(self, sigma: Tensor) -> float:
-        return math.fsum(_number(e.value(sigma)) * t._strength(sigma) for t, e in self.pairs())
+    def _strength(self, sigma: Tensor) -> float | Tensor:
+        found = [_number(e.value(sigma)) * t._strength(sigma) for t, e in self.pairs()]
+        numbers = [strength for strength in found if not isinstance(strength, Tensor)]
+        total = math.fsum(numbers)
+        return total if len(numbers) == len(found) else sum((s for s in found if isinstance(s, Tensor)), start=total)
 
     def _coarse(self, sigma: Tensor) -> Gaussian | GaussianMixture:
-        moving = [(t, _number(e.value(sigma))) for t, e in self.pairs() if t._strength(sigma)]
+        moving = [(t, _number(e.value(sigma))) for t, e in self.pairs() if holds(t, sigma)]
         if len(moving) == 1 and moving[0][1] == 1.0:
             return moving[0][0]._coarse(sigma)
-        parts = [(moments(t._coarse(sigma)), w) for t, w in moving]
-        diagonal = all(spread.ndim == 1 for (_, spread), _ in parts)
+        parts = [(t._information(sigma), w) for t, w in moving]
+        diagonal = all(inverse.ndim == 1 for (inverse, _), _ in parts)
         precision: Any = 0.0
         shift: Any = 0.0
-        for (mean, spread), weight in parts:
-            if diagonal:
-                inverse = spread.reciprocal()
-                shift = shift + weight * inverse * mean
-            else:
-                inverse = torch.linalg.inv(torch.diag(spread) if spread.ndim == 1 else spread)
-                shift = shift + weight * (inverse @ mean)
-            precision = precision + weight * inverse
+        for (inverse, product_with_mean), weight in parts:
+            full = inverse if diagonal or inverse.ndim == 2 else torch.diag(inverse)
+            precision = precision + weight * full
+            shift = shift + weight * product_with_mean
         if isinstance(precision, float) or not bool(
             ((precision if diagonal else torch.linalg.eigvalsh(precision)) > 0).all()
         ):
@@ -443,6 +445,11 @@ def condition_on(term: Term, condition: Mapping[str, object]) -> Term:
     """``term.given`` of those conditions that it takes."""
     mine = {name: value for name, value in condition.items() if name in term.conditions}
     return term.given(**mine) if mine else term
+
+
+def holds(term: Term, sigma: Tensor) -> bool:
+    """Whether a term holds any entry of the state at a large σ."""
+    return bool(torch.as_tensor(term._strength(sigma)).any())
 
 
 def scope_names(term: Term) -> set[str]:

@@ -135,8 +135,19 @@ class Term(nn.Module):
         mean = origin + level**2 * self._score(origin, level)  # pyright: ignore[reportOperatorIssue]
         return Gaussian(mean[0].detach(), float(level) ** 2)
 
-    def _strength(self, sigma: Tensor) -> float:
-        """Precision that the term adds at a large σ, in units of 1/σ²; 0 where it does not hold the state."""
+    def _information(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Precision of the coarse form, ``(D,)`` or ``(D, D)``, and its product with the mean, ``(D,)``."""
+        mean, spread = _operators().moments(self._coarse(sigma))
+        if spread.ndim == 1:
+            return spread.reciprocal(), mean / spread
+        precision = torch.linalg.inv(spread)
+        return precision, precision @ mean
+
+    def _strength(self, sigma: Tensor) -> float | Tensor:
+        """Precision that the term adds at a large σ, in units of 1/σ²; 0 where it does not hold the state.
+
+        A tensor of one number for each entry of the variable where the term holds some of them.
+        """
         return 0.0 if self.path == "static" else 1.0
 
     def _denoise(self, x: State, sigma: Any) -> State:
@@ -175,9 +186,20 @@ class Term(nn.Module):
         """Evaluate terms of one group at one (x, σ), in one forward pass where the family can."""
         raise NotImplementedError
 
+    def _stack_rows(self, terms: Sequence["Term"], n: int) -> "Term | None":
+        """One term for the k · n rows of k terms of one group, term after term; None where a family cannot say so.
+
+        For terms of which each is evaluated at states of its own: a batch in which conditions differ by row.
+        """
+        return None
+
     def _rows(self) -> int:
         """Network rows that one evaluation of one state costs (0 for closed forms)."""
         return 0
+
+    def _calls(self) -> Mapping[Hashable, int]:
+        """The same by what is evaluated, so that what terms of a formula share is counted once."""
+        return {self.key(): self._rows()}
 
     # ----------------------------------------------------------- public, final
 

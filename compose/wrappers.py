@@ -83,7 +83,12 @@ class Wrapper(Term):
     def _rows(self) -> int:
         return self.inner._rows()
 
-    def _strength(self, sigma: Tensor) -> float:
+    def _stack_rows(self, terms: Sequence[Term], n: int) -> Term | None:
+        inner: list[Term] = [t.inner for t in terms]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        stacked = self.inner._stack_rows(inner, n)
+        return None if stacked is None else self._rewrap(stacked)
+
+    def _strength(self, sigma: Tensor) -> float | Tensor:
         return 0.0 if self.path == "static" else self.inner._strength(sigma)
 
 

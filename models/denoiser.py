@@ -21,7 +21,7 @@ Training is denoising score matching with their weight, :math:`\|rF - (\sigma x_
 
 import copy
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from boltzmix.compose.term import Evaluated, Term
 from boltzmix.compose.twins import architecture, stacked, twins_pay
 from boltzmix.compose.variable import Variable, expand_rows
+from boltzmix.models.description import Description
 from boltzmix.models.labels import Batch, Labelled, stacked_labels, tile
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Preconditioned(nn.Module):
         Args:
             tall: scaled states, N rows for each label vector in turn: ``tile(x / s, k)``.
             sigma: ``()`` or ``(N,)``.
-            labels: k of None or ``(N,)``.
+            labels: k of None or ``(N,)``, or ``(N, columns)`` for descriptions.
         """
         k = len(labels)
         n = tall.shape[0] // k
@@ -105,6 +106,9 @@ class Denoiser(Labelled):
         net: ``net(x, c_noise, label)``, all with N rows; ``label`` is None or long, −1 meaning unconditional.
         event_shape: shape of one draw.
         num_classes: number of labels that :meth:`given` takes; None for a model without labels.
+        fields: attributes that :meth:`given` takes in place of a label, as
+            :class:`~boltzmix.models.description.Description` takes them; the network is then given rows of numbers.
+        together: groups of fields that are given together or not at all.
         sigma_data: standard deviation of the centred data, per coordinate.
         sigma_range: noise levels that the model is trained on and answers for; ``sigma=None`` means the smallest.
         sigma_detail: smallest width in the data below which noise changes nothing, 0 where there is none.
@@ -122,6 +126,8 @@ class Denoiser(Labelled):
         event_shape: Sequence[int],
         *,
         num_classes: int | None = None,
+        fields: Mapping[str, Sequence[Any]] | None = None,
+        together: Sequence[Sequence[str]] = (),
         sigma_data: float = 0.5,
         sigma_range: tuple[float, float] = (0.002, 80.0),
         sigma_detail: float = 0.0,
@@ -141,7 +147,8 @@ class Denoiser(Labelled):
         shape = tuple(int(s) for s in event_shape)
         self.variables = Variable(shape)
         self.sigma_range = (low, high)
-        self._take_labels(num_classes, dropout, net)
+        description = None if fields is None else Description(fields, together)
+        self._take_labels(num_classes, dropout, net, description=description)
         self.noise = None if noise is None else (float(noise[0]), float(noise[1]))
         self.core = Preconditioned(net, shape, float(sigma_data), float(sigma_detail), loc)
 
@@ -194,7 +201,7 @@ class Denoiser(Labelled):
         k = len(views)
         c_noise = (level.log() / 4).expand(k, n)
         label = stacked_labels(labels, n, tall.device)
-        label = None if label is None else label.reshape(k, n)
+        label = None if label is None else label.reshape(k, n, *label.shape[1:])
         out = stacked([view.core.net for view in views])(tall.reshape(k, n, *tall.shape[1:]), c_noise, label)
         return out.flatten(0, 1)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from boltzmix.compose.term import Term
 from boltzmix.compose.variable import Variable
+from boltzmix.models.description import Description
 from boltzmix.models.nets.embedding import NULL
 
 Batch = Tensor | Sequence[Tensor]
@@ -25,31 +26,38 @@ def tile(x: Tensor, k: int) -> Tensor:
 
 
 def stacked_labels(labels: Sequence[Tensor | None], n: int, device: torch.device) -> Tensor | None:
-    """Labels of k views of a model at N rows each, below each other: ``(k · N,)``, or None where no view has any."""
+    """Labels of k views of a model at N rows each, below each other, or None where no view has any.
+
+    ``(k · N,)``, or ``(k · N, columns)`` for descriptions.
+    """
     if all(label is None for label in labels):
         return None
-    null = torch.full((n,), NULL, dtype=torch.long, device=device)
+    known = next(label for label in labels if label is not None)
+    null = torch.full((n, *known.shape[1:]), NULL, dtype=known.dtype, device=device)
     return torch.cat([null if label is None else label for label in labels])
 
 
 class Labelled(Term):
-    """A term over a network that may take a class label.
+    """A term over a network that may take a class label, or a description with several attributes.
 
     A subclass keeps everything learned in ``self.core``, which its conditional views share, calls
     :meth:`_take_labels` in its constructor, and asks :meth:`_label_rows` for what its network wants: None, or long
-    ``(N,)`` with −1 for the unconditional model.
+    ``(N,)`` with −1 for the unconditional model; with descriptions floats ``(N, columns)``, −1 where nothing is said.
     """
 
     core: nn.Module
     labels: Tensor | None
 
-    def _take_labels(self, num_classes: int | None, dropout: float, *nets: nn.Module) -> None:
+    def _take_labels(
+        self, num_classes: int | None, dropout: float, *nets: nn.Module, description: Description | None = None
+    ) -> None:
         """Declare the condition.
 
         Args:
             num_classes: number of labels that :meth:`given` takes; None for a model without labels.
             dropout: probability with which a label is hidden in training.
-            nets: networks whose own ``num_classes``, where they have one, must agree.
+            nets: networks whose own ``num_classes`` or ``columns``, where they have them, must agree.
+            description: attributes that :meth:`given` takes in place of a label.
 
         Raises:
             ValueError: numbers out of range, or networks that were built for others.
@@ -58,23 +66,39 @@ class Labelled(Term):
             raise ValueError(f"num_classes is None or a positive int, got {num_classes}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is a probability in [0, 1), got {dropout}")
+        if description is not None and num_classes is not None:
+            raise ValueError("a model is told a label or a description; give num_classes= or fields=, not both")
         for net in nets:
+            columns = getattr(net, "columns", None)
+            if columns != (None if description is None else len(description.names)):
+                raise ValueError(
+                    f"the network was built for descriptions of {columns or 'no'} columns, the model for "
+                    f"{'none' if description is None else ', '.join(description.names)}"
+                )
             built = getattr(net, "num_classes", num_classes)
             if built != num_classes:
                 raise ValueError(f"the network was built with num_classes={built}, the model with {num_classes}")
         self.num_classes = num_classes
-        self.conditions = frozenset() if num_classes is None else frozenset({"label"})
+        self.description = description
+        said = ("label",) if num_classes is not None else () if description is None else description.names
+        self.conditions = frozenset(said)
         self.dropout = float(dropout)
         self.label: int | None = None
         self.register_buffer("labels", None)
         self._identity: Hashable = None
 
     def _given(self, **condition: object) -> Self:
-        label = condition["label"]
         if self._identity is not None:
             raise ValueError(
-                f"this term is already conditioned on label={self._identity}; call given() on the unconditional model"
+                f"this term is already conditioned on {self.extra_repr()}; call given() on the unconditional model"
             )
+        if self.description is not None:
+            rows = self.description.rows(condition)
+            twin = self._view()
+            twin.labels = rows.to(self._weights())
+            twin._identity = tuple(map(tuple, rows.tolist()))
+            return twin
+        label = condition["label"]
         assert self.num_classes is not None
         twin = self._view()
         if isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point():
@@ -114,18 +138,34 @@ class Labelled(Term):
     @property
     def per_row(self) -> bool:
         """Whether every row of a state has a label of its own, so that rows must not be exchanged."""
-        return self.labels is not None
+        return self.labels is not None and (self.description is None or len(self.labels) > 1)
+
+    def _stack_rows(self, terms: Sequence[Term], n: int) -> Term | None:
+        views: Any = terms
+        if any(getattr(view, "core", None) is not self.core for view in views):
+            return None
+        device = self._weights().device
+        twin = self._view()
+        twin.label, twin.labels = None, stacked_labels([view._label_rows(n, device) for view in views], n, device)
+        twin._identity = ("stacked", *(view.key() for view in views))
+        return twin
 
     def _rows(self) -> int:
         return 1
 
     def extra_repr(self) -> str:
-        """The label, when there is one."""
-        return "" if self._identity is None else f"label={self._identity}"
+        """The condition, when there is one."""
+        if self._identity is None:
+            return ""
+        if self.description is None:
+            return f"label={self._identity}"
+        first = self.description.describe(self._identity[0])  # pyright: ignore[reportIndexIssue]
+        return f"{first} and {len(self.labels) - 1} others" if self.per_row else first  # pyright: ignore[reportArgumentType]
 
     def name(self) -> str:
-        """The class, and the label when there is one."""
-        return type(self).__name__ + (f"(label={self.label})" if self.label is not None else "")
+        """The class, and the condition when there is one for all rows."""
+        said = f"label={self.label}" if self.label is not None else self.extra_repr() if self.description else ""
+        return type(self).__name__ + (f"({said})" if said else "")
 
     # --------------------------------------------------------------- helpers
 
@@ -147,6 +187,8 @@ class Labelled(Term):
 
     def _label_rows(self, n: int, device: torch.device) -> Tensor | None:
         if self.labels is not None:
+            if not self.per_row:
+                return self.labels.expand(n, -1)
             if self.labels.shape[0] != n:
                 raise ValueError(
                     f"this term holds {self.labels.shape[0]} labels, one per particle, and got {n} particles; "
@@ -189,17 +231,20 @@ class Labelled(Term):
                     "fit(…, transform=data.chain(data.dequantise(256))), or convert it yourself; nothing is cast"
                 )
             self._match(x)
-        if label is not None and self.num_classes is None:
-            raise ValueError("the batch has labels and the model takes none; build it with num_classes=")
+        if label is not None and not self.conditions:
+            raise ValueError("the batch has labels and the model takes none; build it with num_classes= or fields=")
         if label is not None:
             label = self._checked_labels(label, len(x))
         if label is not None and self.dropout > 0:
-            hidden = torch.rand(label.shape, generator=generator, device=x.device) < self.dropout
-            label = torch.where(hidden, NULL, label)
+            hidden = torch.rand(len(x), generator=generator, device=x.device) < self.dropout
+            label = torch.where(hidden.reshape(-1, *[1] * (label.ndim - 1)), NULL, label)
         return x, label
 
     def _checked_labels(self, label: Tensor, n: int) -> Tensor:
         """Labels of a batch as long ``(N,)``; −1 hides one, and anything else out of range is refused."""
+        if self.description is not None:
+            self.description.check(label, n)
+            return label
         assert self.num_classes is not None
         if label.is_floating_point() or label.dtype == torch.bool or label.shape != (n,):
             raise TypeError(f"labels are ints of shape ({n},), got {label.dtype} of shape {tuple(label.shape)}")

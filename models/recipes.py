@@ -123,6 +123,53 @@ def _judge_classifier(model: Any) -> dict[str, Any]:
     return {"held_out_images": len(x), "held_out_accuracy": float(right.float().mean()), "by_class": by_class}
 
 
+def _scenes(scenes: data.Scenes, patch: int, hidden: int, steps: int, whole: bool = False) -> Recipe:
+    """Scenes told by the description of one object, or (``whole``) by everything that they contain."""
+    counts = {"shape": list(data.scenes.SHAPES), "color": list(data.scenes.COLORS)}
+    place = {axis: [scenes.margin, scenes.size - scenes.margin] for axis in ("x", "y")}
+    if whole:
+        fields = {f"{key}_{i + 1}": value for i in range(scenes.most) for key, value in (counts | place).items()}
+        together = [[f"{key}_{i + 1}" for key in (*counts, *place)] for i in range(scenes.most)]
+    else:
+        others = {f"other_{key}": value for key, value in counts.items()}
+        fields = {**counts, **place, "relation": list(data.scenes.RELATIONS), **others}
+        together = [["x", "y"]]
+    arguments = {
+        "event_shape": [3, scenes.size, scenes.size],
+        "fields": fields,
+        "together": together,
+        "sigma_data": 0.33,
+        "sigma_range": [0.02, 80.0],
+        "noise": [0.2, 1.5],
+        "dropout": 0.15,
+    }
+    net = {
+        "size": scenes.size,
+        "patch": patch,
+        "hidden": hidden,
+        "attributes": [len(values) for values in counts.values()],
+        "objects": scenes.most if whole else 1,
+        "extra": [] if whole else [len(data.scenes.RELATIONS), *(len(values) for values in counts.values())],
+    }
+    return Recipe(
+        {"class": "Diffusion", "arguments": arguments, "net": {"class": "SceneNet", "arguments": net}},
+        {"steps": steps, "batch_size": 64, "lr": 1.5e-3, "ema": 0.9995},
+        lambda: scenes.full_stream if whole else scenes.stream,
+        lambda model: _judge_scenes(model, scenes.full_stream if whole else scenes.stream),
+    )
+
+
+def _judge_scenes(model: Any, stream: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Loss on fresh scenes with and without their descriptions."""
+    x, rows = stream(1024, torch.Generator().manual_seed(1))
+    told = [
+        float(model.loss(b, torch.Generator().manual_seed(2)).detach())
+        for b in zip(x.split(128), rows.split(128), strict=True)
+    ]
+    untold = [float(model.loss(b, torch.Generator().manual_seed(2)).detach()) for b in x.split(128)]
+    return {"loss_on_fresh_scenes": sum(told) / len(told), "loss_without_descriptions": sum(untold) / len(untold)}
+
+
 RECIPES: dict[str, Recipe] = {
     "ring": _toy("ring", 0.7, 0.15, 0.01),
     "line": _toy("line", 0.5, 0.25, 0.01),
@@ -130,8 +177,17 @@ RECIPES: dict[str, Recipe] = {
     "bar": _toy("bar", 0.4, 0.02, 0.005),
     "digits": _digits(),
     "digits-classifier": _classifier(),
+    "scenes": _scenes(data.Scenes(), 4, 96, 24_000),
+    "scenes16": _scenes(data.Scenes.small(), 2, 48, 12_000),
 }
 NAMES = tuple(RECIPES)
+
+
+def _mean(source: Any, dim: int, seed: int) -> Tensor:
+    """The mean picture, or point, at which a model is centred."""
+    rows = min(100_000, 20_000_000 // dim)
+    sample: Any = source(rows, torch.Generator().manual_seed(seed)) if callable(source) else source
+    return (sample if isinstance(sample, Tensor) else sample[0]).mean(0)
 
 
 def thin(history: list[dict[str, float]], most: int = 20) -> list[list[float]]:
@@ -170,9 +226,7 @@ def train(
     source: Any = recipe.data()
     model: Any = seeded(lambda: build(recipe.spec), seed)
     if hasattr(getattr(model, "core", None), "loc"):
-        sample: Any = source(100_000, torch.Generator().manual_seed(seed)) if callable(source) else source[0]
-        # Digits are centred at their mean image, toys at their mean.
-        model.core.loc.copy_(sample.mean(0))
+        model.core.loc.copy_(_mean(source, model.core.loc.numel(), seed))
     partial = folder / f"{name}.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     result = fit(

@@ -6,7 +6,7 @@ and the Metropolis ratio has a closed form. However steep the target, a proposal
 walk's: the gradient turns steps, and does not stretch them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from boltzmix.compose.kernels.base import Info, Kernel, Noise, State, Target, Tune, draw_noise, metropolis
+from boltzmix.compose.kernels.line_integral import check_nodes, line_integral
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Barker(Kernel):
     Args:
         step_size: ε, the standard deviation of a step, in units of x divided by the square root of the mass; None has
             it adapted to an acceptance of 0.4, the optimum in high dimensions.
+        nodes: by keyword, as for :class:`MALA <boltzmix.compose.kernels.langevin.MALA>`.
 
     Example:
         >>> import torch, boltzmix as bm
@@ -55,10 +57,18 @@ class Barker(Kernel):
         True
     """
 
+    nodes: int = field(default=2, kw_only=True)
+
+    integrates = True
     target_acceptance = 0.4
 
+    def __post_init__(self) -> None:
+        """Check the nodes, too."""
+        super().__post_init__()
+        check_nodes(self, self.nodes)
+
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        """One move of every chain; one evaluation."""
+        """One move of every chain; one evaluation, and ``nodes`` more on terms that have only a score."""
         turns = getattr(noise, "turns", None)
         if turns is None:
             raise TypeError("Barker needs a uniform for each coordinate; draw its noise with kernel.noise(state)")
@@ -66,10 +76,15 @@ class Barker(Kernel):
         move = tune.column * noise.normal
         move = torch.where(turns < torch.sigmoid(move * slope), move, -move)
         x = state.x + tune.push(move)
-        energy, score = target.energy_and_score(x)
+        known = target.has_energy
+        energy, score = target.energy_and_score(x) if known else (state.energy, target.score(x))
         back = logsigmoid(-move * tune.pull(score)) - logsigmoid(move * slope)
-        log_ratio = state.energy - energy + back.sum(-1)
-        return metropolis(state, State(x, energy, score), log_ratio, noise.uniform)
+        if known:
+            change = state.energy - energy
+        else:
+            change = line_integral(target, state.x, x - state.x, state.score, score, self.nodes)
+        log_ratio = change + back.sum(-1)
+        return metropolis(state, State(x, energy, score), log_ratio, noise.uniform, known=known)
 
     def noise(self, state: State, generator: torch.Generator | None = None, steps: int | None = None) -> BarkerNoise:
         """Fresh noise for one transition, or for a block of ``steps``."""

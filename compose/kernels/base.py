@@ -205,6 +205,10 @@ class Kernel:
 
     #: whether the kernel accepts or rejects with energies, so that it leaves the target invariant
     adjusted = True
+    #: whether its test takes line integrals of the score where a term has no energy
+    integrates = False
+    #: the power of the target's scale that step sizes are proportional to
+    step_power = 1
     #: whether steps read scores; the others evaluate energies only, and their states' scores are NaN
     uses_score = True
     #: the coordinates that it moves: "real", "discrete", or "both"
@@ -239,7 +243,7 @@ class Kernel:
         if not self.uses_score:
             energy, score = energy_of(target, x), torch.full_like(x, torch.nan)
             good = torch.isfinite(energy)
-        elif self.adjusted:
+        elif self.adjusted and (target.has_energy or not self.integrates):
             energy, score = target.energy_and_score(x)
             good = torch.isfinite(score).all(-1) & torch.isfinite(energy)
         else:
@@ -281,7 +285,7 @@ class Kernel:
         """
         if not self.uses_score:
             return state if known else replace(state, energy=energy_of(target, state.x))
-        if not self.adjusted:
+        if not self.adjusted or (self.integrates and not target.has_energy):
             return replace(state, score=target.score(state.x))
         energy, score = target.energy_and_score(state.x)
         return replace(state, energy=energy, score=score)
@@ -342,13 +346,15 @@ def check_positive(kernel: Kernel, name: str, value: object, instead: str = "") 
 
 
 def metropolis(
-    state: StateLike, proposal: StateLike, log_ratio: Tensor, uniform: Tensor, scored: bool = True
+    state: StateLike, proposal: StateLike, log_ratio: Tensor, uniform: Tensor, scored: bool = True, known: bool = True
 ) -> tuple[StateLike, Info]:
     """Accept per chain with probability min(1, exp(log_ratio)), under the rules for non-finite values.
 
-    ``scored=False`` is for kernels that evaluate no scores.
+    ``scored=False`` is for kernels that evaluate no scores, ``known=False`` for terms that have no energies: the ratio
+    must then be finite in their place.
     """
-    finite = torch.isfinite(proposal.energy) & (torch.isfinite(proposal.score).all(-1) if scored else True)
+    value = proposal.energy if known else log_ratio
+    finite = torch.isfinite(value) & (torch.isfinite(proposal.score).all(-1) if scored else True)
     accepted = finite & (uniform.log() < log_ratio)
     divergent = ~(finite | (proposal.energy == torch.inf))
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from boltzmix.compose.kernels.base import Info, Noise, State, Target, Tune, metropolis
-from boltzmix.compose.kernels.hmc import HMC, jittered, leapfrog
+from boltzmix.compose.kernels.hmc import HMC, jittered, trajectory
 from boltzmix.compose.kernels.velocity import VelocityState, turned, with_velocity
 
 
@@ -75,13 +75,14 @@ class GHMC(HMC):
         return SliceState(moving.x, moving.energy, moving.score, moving.velocity, 2 * uniform - 1)
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        """One trajectory of every chain; ``num_leapfrog`` evaluations."""
+        """One trajectory of every chain; ``num_leapfrog`` evaluations, ``nodes`` more for each without energies."""
         assert isinstance(state, VelocityState)
         start = self.alpha * state.velocity + math.sqrt(1 - self.alpha**2) * noise.normal
         step = jittered(tune, noise, self.jitter)
-        end, velocity = leapfrog(target, state, start, tune, step, self.num_leapfrog)
-        before = state.energy + 0.5 * (start * start).sum(-1)
-        after = end.energy + 0.5 * (velocity * velocity).sum(-1)
+        count = self.repetitions(tune, noise)
+        end, velocity, first, last = trajectory(target, state, start, tune, step, count, self.nodes)
+        before = first + 0.5 * (start * start).sum(-1)
+        after = last + 0.5 * (velocity * velocity).sum(-1)
         log_ratio, uniform = before - after, noise.uniform
         old = replace(state, velocity=start)
         new = replace(state, x=end.x, energy=end.energy, score=end.score, velocity=velocity)
@@ -91,8 +92,9 @@ class GHMC(HMC):
             drifted = _wrap(state.slice + self.delta_of(noise))
             old, uniform = replace(old, slice=drifted), drifted.abs()
             new = replace(new, slice=drifted * (-log_ratio).exp())
-        moved, info = metropolis(old, new, log_ratio, uniform)
-        info = replace(info, energy=torch.where(info.accepted, after, before))
+        moved, info = metropolis(old, new, log_ratio, uniform, known=target.has_energy)
+        if target.has_energy:
+            info = replace(info, energy=torch.where(info.accepted, after, before))
         return turned(moved, info.accepted), info
 
     def delta_of(self, noise: Noise) -> Tensor:

@@ -23,6 +23,7 @@ from boltzmix.compose.kernels.base import (
     metropolis,
     take_stable,
 )
+from boltzmix.compose.kernels.line_integral import check_nodes, line_integral
 from boltzmix.compose.tracing import Repetitions, repeat, unknown_repetitions
 
 if TYPE_CHECKING:
@@ -54,15 +55,22 @@ class HMC(Kernel):
             with a period of the target.
         length: by keyword, the mean length T of random trajectories in the units of ε; None has it adapted by
             :class:`~boltzmix.compose.adaptation.chees.ChEES`.
+        nodes: by keyword, 0 to 3, for terms that have only a score: evaluations inside each leapfrog, beside the one
+            at its end, for the line integral that stands for their energy
+            (:mod:`boltzmix.compose.kernels.line_integral`).
     """
 
     num_leapfrog: int | None = 10
     jitter: bool = True
     length: float | None = field(default=None, kw_only=True)
+    nodes: int = field(default=1, kw_only=True)
+
+    integrates = True
 
     def __post_init__(self) -> None:
         """Check the trajectory."""
         super().__post_init__()
+        check_nodes(self, self.nodes)
         count, name = self.num_leapfrog, type(self).__name__
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} needs num_leapfrog >= 1, or None for random lengths, got {count!r}")
@@ -119,17 +127,18 @@ class HMC(Kernel):
         return min(max(1, math.ceil(2 * share * length / float(tune.step_size.median()))), _LONGEST)
 
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        """One trajectory of every chain; one evaluation for each leapfrog."""
+        """One trajectory of every chain; one evaluation for each leapfrog, ``nodes`` more without energies."""
         count = self.repetitions(tune, noise)
         step = jittered(tune, noise, self.jitter)
-        proposal, velocity = leapfrog(target, state, noise.normal, tune, step, count)
-        before = state.energy + 0.5 * (noise.normal * noise.normal).sum(-1)
-        after = proposal.energy + 0.5 * (velocity * velocity).sum(-1)
-        state, info = metropolis(state, proposal, before - after, noise.uniform)
-        hamiltonian = torch.where(info.accepted, after, before)
+        proposal, velocity, first, last = trajectory(target, state, noise.normal, tune, step, count, self.nodes)
+        before = first + 0.5 * (noise.normal * noise.normal).sum(-1)
+        after = last + 0.5 * (velocity * velocity).sum(-1)
+        state, info = metropolis(state, proposal, before - after, noise.uniform, known=target.has_energy)
+        hamiltonian = torch.where(info.accepted, after, before) if target.has_energy else None
         used = None
         if self.num_leapfrog is None and isinstance(count, int):
-            used = torch.full_like(info.accepted, count, dtype=torch.long)
+            each = 1 if target.has_energy else 1 + self.nodes
+            used = torch.full_like(info.accepted, count * each, dtype=torch.long)
         return state, Trajectory(
             info.acceptance, info.accepted, info.divergent, hamiltonian, used, end=proposal.x, velocity=velocity
         )
@@ -141,9 +150,11 @@ class UHMC(HMC):
 
     Biased: on a Gaussian with unit mass, leapfrog with step ε samples variance v / (1 − ε²/(4v)). The
     acceptance in its info is the one a test would have had; terms that have only a score have the energy change
-    integrated along the trajectory by the trapezoid rule (exact for Gaussians). Adaptation aims at 0.98: in two
-    dimensions the variance of a Gaussian is then 4 % too large; at 0.9 it would be 65 %.
+    integrated along the trajectory, with ``nodes=0`` by the trapezoid rule (exact for Gaussians). Adaptation aims at
+    0.98: in two dimensions the variance of a Gaussian is then 4 % too large; at 0.9 it would be 65 %.
     """
+
+    nodes: int = field(default=0, kw_only=True)
 
     adjusted = False
     target_acceptance = 0.98
@@ -152,26 +163,7 @@ class UHMC(HMC):
         """One trajectory of every chain; ``num_leapfrog`` evaluations."""
         step = jittered(tune, noise, self.jitter)
         count = self.repetitions(tune, noise)
-
-        def half(velocity: Tensor, score: Tensor, step: Tensor, tune: Tune) -> Tensor:
-            return velocity + 0.5 * step * tune.pull(score)
-
-        def move(x: Tensor, velocity: Tensor, score: Tensor, work: Tensor, step: Tensor, tune: Tune) -> tuple[Any, ...]:
-            velocity = half(velocity, score, step, tune)
-            shift = step * tune.push(velocity)
-            x, before, score = x + shift, score, target.score(x + shift)
-            work = work + (0.5 * (before + score) * shift).sum(-1)
-            return x, half(velocity, score, step, tune), score, work
-
-        start = (state.x, noise.normal, state.score, torch.zeros_like(state.energy))
-        x, velocity, before, work = repeat(count - 1, move, start, (step, tune))
-        velocity = half(velocity, before, step, tune)
-        shift = step * tune.push(velocity)
-        x = x + shift
-        energy, score = target.energy_and_score(x) if target.has_energy else (state.energy, target.score(x))
-        work = work + (0.5 * (before + score) * shift).sum(-1)
-        velocity = half(velocity, score, step, tune)
-        proposal = State(x, energy, score)
+        proposal, velocity, work = leapfrog_with_work(target, state, noise.normal, tune, step, count, self.nodes)
         kinetic = 0.5 * ((noise.normal * noise.normal).sum(-1) - (velocity * velocity).sum(-1))
         return take_stable(state, proposal, energy_fall(target, state, proposal, work) + kinetic)
 
@@ -195,3 +187,43 @@ def leapfrog(
     x = x + step * tune.push(velocity)
     energy, score = target.energy_and_score(x)
     return State(x, energy, score), velocity + 0.5 * step * tune.pull(score)
+
+
+def trajectory(
+    target: Target, state: State, velocity: Tensor, tune: Tune, step: Tensor, count: int | Repetitions, nodes: int
+) -> tuple[State, Tensor, Tensor, Tensor]:
+    """A trajectory's end, its velocity, and −log p at both ends; where only a score is known, up to a constant."""
+    if target.has_energy:
+        end, velocity = leapfrog(target, state, velocity, tune, step, count)
+        return end, velocity, state.energy, end.energy
+    end, velocity, work = leapfrog_with_work(target, state, velocity, tune, step, count, nodes)
+    return end, velocity, work, torch.zeros_like(work)
+
+
+def leapfrog_with_work(
+    target: Target, state: State, velocity: Tensor, tune: Tune, step: Tensor, count: int | Repetitions, nodes: int
+) -> tuple[State, Tensor, Tensor]:
+    """The same, and the change of log p along the way, integrated over each leapfrog's piece of it ``(N,)``.
+
+    ``nodes`` more evaluations for each leapfrog where the target has no energies, and none where it has.
+    """
+    nodes = 0 if target.has_energy else nodes
+
+    def half(velocity: Tensor, score: Tensor, step: Tensor, tune: Tune) -> Tensor:
+        return velocity + 0.5 * step * tune.pull(score)
+
+    def move(x: Tensor, velocity: Tensor, score: Tensor, work: Tensor, step: Tensor, tune: Tune) -> tuple[Any, ...]:
+        velocity = half(velocity, score, step, tune)
+        shift = step * tune.push(velocity)
+        after = target.score(x + shift)
+        work = work + line_integral(target, x, shift, score, after, nodes)
+        return x + shift, half(velocity, after, step, tune), after, work
+
+    start = (state.x, velocity, state.score, torch.zeros_like(state.energy))
+    x, velocity, before, work = repeat(count - 1, move, start, (step, tune))
+    velocity = half(velocity, before, step, tune)
+    shift = step * tune.push(velocity)
+    last = x + shift
+    energy, score = target.energy_and_score(last) if target.has_energy else (state.energy, target.score(last))
+    work = work + line_integral(target, x, shift, before, score, nodes)
+    return State(last, energy, score), half(velocity, score, step, tune), work

@@ -1,6 +1,6 @@
 r"""Langevin kernels: :math:`x' = x + h C s(x) + \sqrt{2 h}\, F \xi` with step size h and inverse mass C = F Fᵀ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from boltzmix.compose.kernels.base import (
     metropolis,
     take_stable,
 )
+from boltzmix.compose.kernels.line_integral import check_nodes, line_integral
 
 if TYPE_CHECKING:
     from boltzmix.compose.adaptation.base import Adaptation
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Langevin(Kernel):
+    step_power = 2
+
     def adaptation(self) -> "Adaptation":
         """Windows with scores: moves this short do not see the variance of wide coordinates in one window."""
         from boltzmix.compose.adaptation.windows import Windows
@@ -66,13 +69,28 @@ class MALA(_Langevin):
 
     Args:
         step_size: h, in units of the squared scale of x; None has it adapted.
+        nodes: by keyword, 0 to 3, for terms that have only a score: evaluations between x and y, beside that at y, for
+            the line integral that stands for their energy (:mod:`boltzmix.compose.kernels.line_integral`).
     """
 
+    nodes: int = field(default=2, kw_only=True)
+
+    integrates = True
     target_acceptance = 0.6
 
+    def __post_init__(self) -> None:
+        """Check the nodes, too."""
+        super().__post_init__()
+        check_nodes(self, self.nodes)
+
     def step(self, target: Target, state: State, tune: Tune, noise: Noise) -> tuple[State, Info]:
-        """One move of every chain; one evaluation."""
+        """One move of every chain; one evaluation, and ``nodes`` more on terms that have only a score."""
         x, move = _propose(state, tune, noise)
+        if not target.has_energy:
+            score = target.score(x)
+            change = line_integral(target, state.x, x - state.x, state.score, score, self.nodes)
+            log_ratio = change + _reverse_ratio(move, score, tune, noise)
+            return metropolis(state, State(x, state.energy, score), log_ratio, noise.uniform, known=False)
         energy, score = target.energy_and_score(x)
         log_ratio = state.energy - energy + _reverse_ratio(move, score, tune, noise)
         return metropolis(state, State(x, energy, score), log_ratio, noise.uniform)

@@ -174,7 +174,7 @@ def move(
     """
     mass = plan.kernel.inverse_mass
     if mass is None and plan.kernel.step_size is None:
-        mass = _variance(run.point.x, run.cloud.weights)
+        mass = cloud_variance(run.point.x, run.cloud.weights)
         mass = mass if shrink is None else mass * shrink
     moves = run.moving(path, plan)
     rates, divergences = [], 0
@@ -188,12 +188,23 @@ def move(
         rates.append(float(info.acceptance.mean()))
         divergences += int(info.divergent.sum())
         if plan.kernel.step_size is None:
-            goal = plan.kernel.target_acceptance
-            change = rates[-1] - goal
-            if change > 0 and len(before.x) >= 64:  # from a goal near 1 there is little room above it to climb with
-                change = change * min(4.0, 0.25 / (1.0 - goal))
-            run.step_size = min(max(run.step_size * math.exp(change), 1e-6), 10.0)
+            run.step_size = nudged(plan.kernel, run.step_size, rates[-1], len(before.x))
     return math.fsum(rates) / max(steps, 1), divergences
+
+
+def nudged(kernel: Kernel, step_size: float, rate: float, n: int) -> float:
+    """A step size after a transition in which ``rate`` of ``n`` particles were accepted, towards the kernel's goal."""
+    goal = kernel.target_acceptance
+    change = rate - goal
+    if change > 0 and n >= 64:  # from a goal near 1 there is little room above it to climb with
+        change = change * min(4.0, 0.25 / (1.0 - goal))
+    return min(max(step_size * math.exp(change), 1e-6), 10.0)
+
+
+def scaled_step(kernel: Kernel, sigma: float, last: float) -> float:
+    """A step size that was given for the ``last`` noise level above zero, at another: lengths scale with σ."""
+    assert kernel.step_size is not None
+    return kernel.step_size * (max(sigma, last) / last) ** kernel.step_power
 
 
 def _shrink(path: Path, run: Descent, left: float) -> Tensor | None:
@@ -202,7 +213,7 @@ def _shrink(path: Path, run: Descent, left: float) -> Tensor | None:
         return None
     now, then = path.level(left) or 0.0, path.level(run.u) or 0.0
     loss = ((now**2 - then**2) / strengths(path.view, now)).to(run.point.x)
-    return (1.0 - loss / _variance(run.point.x, run.cloud.weights)).clamp(0.05, 1.0)
+    return (1.0 - loss / cloud_variance(run.point.x, run.cloud.weights)).clamp(0.05, 1.0)
 
 
 def _advance(path: Path, plan: Plan, run: Descent) -> float:
@@ -332,7 +343,7 @@ def contract(x: Tensor, weights: Tensor, loss: Tensor, isotropic: bool, odd: Ten
     return moved, log_det
 
 
-def _variance(x: Tensor, weights: Tensor) -> Tensor:
+def cloud_variance(x: Tensor, weights: Tensor) -> Tensor:
     """Weighted variance for each coordinate: the inverse mass."""
     w = weights.to(x)[:, None]
     mean = (w * x).sum(0)

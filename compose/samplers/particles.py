@@ -1,10 +1,17 @@
-"""Weighted particles: systematic resampling, evidence, and an error bar from ancestors."""
+"""Weighted particles: systematic resampling, evidence, and an error bar from ancestors.
+
+:class:`Cloud` is one population; :class:`Populations` holds several of equal size side by side, each weighed and
+resampled by itself, so that each may have a target of its own (a condition, repeated for the rows of its population).
+"""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from boltzmix.compose.errors import NonFinite
 
 
 @dataclass
@@ -75,3 +82,128 @@ def systematic(weights: Tensor, n: int, generator: torch.Generator | None) -> Te
     offset = torch.rand((), generator=generator, dtype=torch.float64, device=weights.device)
     points = (offset + torch.arange(n, dtype=torch.float64, device=weights.device)) / n
     return torch.searchsorted(edges, points).clamp(max=len(weights) - 1)
+
+
+@dataclass
+class Populations:
+    r"""K populations of P particles, rows k·P … (k+1)·P − 1 of a state, with weights and evidence of their own.
+
+    ``log_weights`` ``(K, P)`` sum to one in each population, ``ancestors`` ``(K, P)`` count within it, and ``log_z``
+    ``(K,)`` is the evidence of each, all in float64.
+    """
+
+    log_weights: Tensor
+    ancestors: Tensor
+    log_z: Tensor
+
+    @staticmethod
+    def uniform(n: int, size: int | None, like: Tensor) -> "Populations":
+        """Equal weights in n / size populations; None is one population of n.
+
+        Raises:
+            ValueError: n is no multiple of the size.
+        """
+        size = n if size is None else size
+        if n % size:
+            raise ValueError(
+                f"n={n} draws do not divide into populations of {size}: pass a multiple, e.g. n={n - n % size + size}"
+            )
+        device, count = like.device, n // size
+        weights = torch.full((count, size), -math.log(size), dtype=torch.float64, device=device)
+        ancestors = torch.arange(size, device=device).expand(count, size).clone()
+        return Populations(weights, ancestors, torch.zeros(count, dtype=torch.float64, device=device))
+
+    @property
+    def ess(self) -> Tensor:
+        """Effective fraction of each population, 1 / (P Σ W²), ``(K,)``."""
+        return 1.0 / (self.log_weights.exp().square().sum(1) * self.log_weights.shape[1])
+
+    def reweigh(self, increments: Tensor, who: str = "the composite") -> None:
+        """Multiply the weights by exp(increments), ``(n,)``, and add the log of their mean to log Z.
+
+        A particle whose increment is NaN has no weight from then on; whoever calls counts it.
+
+        Raises:
+            NonFinite: a population in which no particle has a finite weight.
+        """
+        logs = torch.where(torch.isnan(increments), -torch.inf, increments).double().reshape(self.log_weights.shape)
+        logs = torch.where(self.log_weights == -torch.inf, -torch.inf, logs)
+        total = self.log_weights + logs
+        norm = total.logsumexp(1)
+        if not bool(torch.isfinite(norm).all()):
+            lost = (~torch.isfinite(norm)).nonzero()[:, 0].tolist()
+            where = "no particle" if len(norm) == 1 else f"no particle of populations {lost[:8]}"
+            raise NonFinite(f"{who}: {where} has a finite weight; check its scores and factors there")
+        self.log_z = self.log_z + norm
+        self.log_weights = total - norm[:, None]
+
+    def resample(self, generator: torch.Generator | None, threshold: float = 1.0) -> Tensor | None:
+        """Systematic resampling of the populations whose effective fraction is below a threshold.
+
+        Returns:
+            The chosen rows of the whole state ``(n,)``, those of other populations staying in place; None where none
+            was resampled, and then no random number was drawn.
+        """
+        count, size = self.log_weights.shape
+        chosen = self.ess < threshold
+        if not bool(chosen.any()):
+            return None
+        device = self.log_weights.device
+        edges = self.log_weights.exp().cumsum(1)
+        edges = edges / edges[:, -1:]
+        offsets = torch.rand(count, 1, generator=generator, dtype=torch.float64, device=device)
+        points = (offsets + torch.arange(size, dtype=torch.float64, device=device)) / size
+        drawn = torch.searchsorted(edges, points).clamp(max=size - 1)
+        own = torch.arange(size, device=device).expand(count, size)
+        drawn = torch.where(chosen[:, None], drawn, own)
+        self.ancestors = self.ancestors.gather(1, drawn)
+        self.log_weights = torch.where(chosen[:, None], -math.log(size), self.log_weights)
+        return (drawn + size * torch.arange(count, device=device)[:, None]).reshape(-1)
+
+    def log_z_se(self) -> Tensor:
+        """Standard error of each log Z from first ancestors, as :meth:`Cloud.log_z_se`, ``(K,)``."""
+        shares = torch.zeros_like(self.log_weights).scatter_add_(1, self.ancestors, self.log_weights.exp())
+        return (shares.square().sum(1) - 1.0 / shares.shape[1]).clamp(min=0.0).sqrt()
+
+    def evidence(self) -> tuple[float, float]:
+        """log of the mean of the populations' Z and its standard error, where all have the same target."""
+        count = len(self.log_z)
+        shares = self.log_z.softmax(0)
+        spread = float((shares * self.log_z_se()).square().sum())
+        return float(self.log_z.logsumexp(0)) - math.log(count), math.sqrt(spread)
+
+    @property
+    def families(self) -> Tensor:
+        """Number of first ancestors that are left in each population, ``(K,)``."""
+        present = torch.zeros_like(self.log_weights).scatter_(1, self.ancestors, 1.0)
+        return present.sum(1)
+
+
+def check_population(size: Any, who: str) -> None:
+    """A population's size is None or a positive int."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"{who}(population=…) is None or the number of particles of each population, got {size!r}")
+
+
+def check_rows(term: nn.Module, n: int, size: int | None) -> None:
+    """Refuse conditions of each row that differ within a population: resampling moves rows there.
+
+    Raises:
+        ValueError: conditions of each row without populations, or conditions that differ within one.
+    """
+    for module in term.modules():
+        if getattr(module, "per_row", False) is not True:
+            continue
+        if size is None:
+            raise ValueError(
+                f"{type(module).__name__} holds a condition for each row, and resampling moves rows: give every "
+                "condition a population of its own, population=P, with each condition repeated P times"
+            )
+        for name, value in module.named_buffers(recurse=False):
+            if value is not None and value.ndim and len(value) == n:
+                rows = value.reshape(n // size, size, -1)
+                if not bool((rows == rows[:, :1]).all()):
+                    raise ValueError(
+                        f"{type(module).__name__} holds conditions ({name}) that differ within a population of {size}: "
+                        f"repeat each condition {size} times, e.g. value.repeat_interleave({size}, 0)"
+                    )

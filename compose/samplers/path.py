@@ -276,9 +276,9 @@ def strengths(view: FlatView, sigma: float) -> Tensor:
     return view.spread([found.get(name, 0.0) for name in names])
 
 
-def _strengths(term: Term, sigma: Tensor) -> dict[str, float]:
+def _strengths(term: Term, sigma: Tensor) -> dict[str, float | Tensor]:
     if isinstance(term, Product):
-        total: dict[str, float] = {}
+        total: dict[str, float | Tensor] = {}
         for factor, exponent in term.pairs():
             weight = float(exponent.value(sigma))
             for name, value in _strengths(factor, sigma).items():
@@ -380,8 +380,12 @@ def _fit_start(
     estimate = estimate[torch.isfinite(estimate).all(1)]
     if len(estimate) < 2:
         return mean, variance, share, math.inf
-    values = torch.linalg.svdvals(estimate - estimate.mean(0))
-    return mean, variance, share, float(values[0]) / math.sqrt(len(estimate) - 1)
+    centred = estimate - estimate.mean(0)
+    if len(centred) < centred.shape[1]:  # the same from inner products, many times faster where rows are images
+        top = math.sqrt(max(float(torch.linalg.eigvalsh(centred @ centred.mT)[-1]), 0.0))
+    else:
+        top = float(torch.linalg.svdvals(centred)[0])
+    return mean, variance, share, top / math.sqrt(len(estimate) - 1)
 
 
 def _has_static_factor(term: Term) -> bool:

@@ -16,7 +16,8 @@ Abbeel 2020), also known as Euler ancestral. With B extrapolated from the last t
 DPM-Solver++ (2M) for η = 0 and its SDE version for η = 1 (Lu et al. 2022).
 
 The scheme is exact only for noised terms. The sum of the scores of noised factors is not the score of the
-noised product: for composites this sampler is biased, and warns so.
+noised product: for composites this sampler is biased, and warns so. A corrector moves states on the composite's own
+density at every level (:mod:`boltzmix.compose.samplers.predictor_corrector`).
 """
 
 import itertools
@@ -33,11 +34,13 @@ from torch import Tensor
 from boltzmix.compose.draw import Draw, zeros
 from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.flat import FlatView
+from boltzmix.compose.kernels.base import Kernel
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.product import Product
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
+from boltzmix.compose.samplers.predictor_corrector import check_corrector, corrector_of
 from boltzmix.compose.samplers.sums import run_strata
 from boltzmix.compose.term import Term, check_levels
 
@@ -49,14 +52,14 @@ _VARIANCES = ("small", "large", "learned")
 class Reverse(Sampler):
     """Reverse diffusion from the largest noise level to the data end.
 
-    Biased for products, powers and quotients (a warning names the factor that makes it so); use SMC or
-    Annealed there. With a Clamp it is the replacement heuristic: known coordinates are set to their noised
+    Biased for products, powers and quotients (a warning names the factor that makes it so); use SMC, Annealed or a
+    corrector there. With a Clamp it is the replacement heuristic: known coordinates are set to their noised
     values at every level, which is not conditioning.
 
     ``sample(…, init=x)`` starts from states x at the first level, ``(n, *event)``, in place of draws of the term's
     coarse form. Random numbers are drawn from the generator in this order: the start, unless ``init`` is given, as
     one ``randn`` of all states; then for each step, where its noise is not zero, one ``randn`` of all states (before
-    it, with a Clamp, one for the clamped coordinates).
+    it, with a Clamp, one for the clamped coordinates; then what a corrector draws).
 
     Args:
         steps: number of levels above zero.
@@ -72,9 +75,24 @@ class Reverse(Sampler):
         variance: of ddpm's noise: ``"small"`` (of the posterior given x0), ``"large"`` (of the forward step), or
             ``"learned"`` (between the two, by a network with twice the channels).
         clip: (least, greatest) value of the denoised estimate, a bias that some models were tuned with; None for none.
+        corrector: a kernel that moves the states at every level but the first, before the next step leaves it. That
+            step takes the score from the corrector's last evaluation. ``UHMC``, ``ULA`` and ``Underdamped`` add their
+            own bias; ``HMC``, ``GHMC``, ``MALA`` and ``Barker`` test their proposals, by line integrals where a term
+            has a score alone.
+        corrections: transitions of the corrector at each of these levels.
+        snr: signal-to-noise ratio that a corrector without a step size takes it from, in place of adapting it.
 
     Raises:
         ValueError: settings outside their range, or that the solver does not take.
+        MissingEnergy: a corrector that needs energies, on a score-only term.
+
+    Example:
+        >>> from boltzmix.compose import UHMC, Gaussian, sample
+        >>> p, q = Gaussian(torch.zeros(2), 1.0), Gaussian(torch.ones(2), 1.0)
+        >>> corrected = Reverse(steps=20, solver="ddim", corrector=UHMC(num_leapfrog=3), corrections=2)
+        >>> draw = sample(p * q, 500, sampler=corrected, seed=0)
+        >>> draw.info.evaluations < 20 * 7 + 20, 0.4 < float(draw.x.var(0).mean()) < 0.6
+        (True, True)
     """
 
     steps: int = 50
@@ -87,6 +105,9 @@ class Reverse(Sampler):
     last_order: int = 2
     variance: str = "small"
     clip: tuple[float, float] | None = None
+    corrector: Kernel | None = None
+    corrections: int = 1
+    snr: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -117,6 +138,7 @@ class Reverse(Sampler):
                 raise ValueError(f"clip is (least, greatest) with least < greatest, got {self.clip!r}")
             if self.solver == "heun":
                 raise ValueError("clip= is for solvers of one evaluation a step, not for heun")
+        check_corrector(self)
 
     def run(self, request: Request) -> Draw:
         """Integrate from the largest level to the data end."""
@@ -135,7 +157,7 @@ class Reverse(Sampler):
             raise TypeError(
                 f"Reverse needs a term that changes with sigma and {term.name()} is static: use SMC or MCMC"
             )
-        if view.term.path != "noised":
+        if view.term.path != "noised" and self.corrector is None:
             _warn_once(
                 f"Reverse on {term.name()}: {view.term.path_reason}, so the sum of noisy scores is not the score of "
                 "the noised composite and the draws are biased; use SMC, or Annealed for score-only terms"
@@ -147,6 +169,7 @@ class Reverse(Sampler):
             )
         ladder, x = self._start(view, request)
         fixed = view._fixed
+        correct = corrector_of(self, view, ladder)
         frames = [x.clone()] if self.record else []
         bar = Progress("Reverse", request.progress)
         previous: tuple[Tensor, float] | None = None
@@ -157,7 +180,12 @@ class Reverse(Sampler):
                         request.n, fixed.shape[1], generator=request.generator, dtype=x.dtype, device=x.device
                     )
                     view._fixed = fixed + sigma * noise if sigma < math.inf else noise
-                x, previous = self._step(view, x, ladder, k, previous, request.generator)
+                score, share = None, 1.0
+                if correct is not None:
+                    share = correct.share(sigma)
+                    if k:
+                        x, score = correct(x, sigma, request.generator)
+                x, previous = self._step(view, x, ladder, k, previous, request.generator, score, share)
                 if ladder.carry is not None and ladder.carry[k] != 1.0:
                     x = ladder.centre + ladder.carry[k] * (x - ladder.centre)
                 if frames:
@@ -176,6 +204,8 @@ class Reverse(Sampler):
                 stacklevel=3,
             )
         info.levels = [{"sigma": s} for s in ladder.begins]
+        if correct is not None:
+            correct.report(info)
         info.evaluations = view.counter.rows / request.n
         info.network_rows = view.counter.network_rows / request.n
         info.seconds = time.perf_counter() - clock
@@ -270,10 +300,15 @@ class Reverse(Sampler):
         k: int,
         previous: tuple[Tensor, float] | None,
         generator: torch.Generator | None,
+        score: Tensor | None = None,
+        noise_share: float | Tensor = 1.0,
     ) -> tuple[Tensor, tuple[Tensor, float]]:
-        """One step of the ladder; also the denoised estimate and the level it was made at."""
+        """One step of the ladder; also the denoised estimate and the level it was made at.
+
+        The noise of states at σ has the variance ``noise_share`` · σ²; their ``score`` may be known.
+        """
         sigma, following = ladder.begins[k], ladder.ends[k]
-        estimate, share = self._estimate(view, x, sigma)
+        estimate, share = self._estimate(view, x, sigma, score, noise_share)
         denoised = estimate if self.clip is None else estimate.clamp(*self.clip)
         if self.solver == "ddpm":
             base, variance = denoised, self._variance(ladder, k, share)
@@ -291,7 +326,7 @@ class Reverse(Sampler):
         if self.solver == "heun" and following >= least:
             slope = (x - estimate) / sigma
             euler = x + (following - sigma) * slope
-            second = -following * view.at(following).score(euler)
+            second = -following * noise_share * view.at(following).score(euler)
             return x + (following - sigma) * 0.5 * (slope + second), (denoised, sigma)
         if sigma == math.inf:
             towards = x  # x is the noise itself
@@ -302,7 +337,7 @@ class Reverse(Sampler):
         moved = base + keep * towards
         if isinstance(variance, Tensor) or variance > 0.0:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            moved = moved + variance**0.5 * noise
+            moved = moved + (variance * noise_share) ** 0.5 * noise
         return moved, (denoised, sigma)
 
     def _extrapolated(
@@ -329,12 +364,14 @@ class Reverse(Sampler):
         assert share is not None
         return (share * math.log(upper) + (1.0 - share) * math.log(lower)).exp()
 
-    def _estimate(self, view: FlatView, x: Tensor, sigma: float) -> tuple[Tensor, Tensor | None]:
-        """E[x0 | x] flat, and the share of the larger variance where the network says."""
+    def _estimate(
+        self, view: FlatView, x: Tensor, sigma: float, score: Tensor | None, noise_share: float | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """E[x0 | x] flat, from a score where it is known, and the share of the larger variance where a network says."""
         if sigma == math.inf:
             return _from_noise(view, x), None
         if self.variance != "learned":
-            return x + sigma**2 * view.at(sigma).score(x), None
+            return x + sigma**2 * noise_share * (view.at(sigma).score(x) if score is None else score), None
         both = getattr(view.term, "_score_and_share", None)
         if both is None:
             raise TypeError(
@@ -343,8 +380,8 @@ class Reverse(Sampler):
             )
         view.count(x.shape[0])
         level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
-        score, share = both(view.unravel(x), level)
-        return x + sigma**2 * view.ravel(score), view.ravel(share)
+        own, share = both(view.unravel(x), level)
+        return x + sigma**2 * noise_share * view.ravel(own), view.ravel(share)
 
 
 def _from_noise(view: FlatView, noise: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from boltzmix.compose.flat import FlatView, require_energy
 from boltzmix.compose.kernels.base import Kernel, check_kernel
 from boltzmix.compose.kernels.hmc import HMC, UHMC
 from boltzmix.compose.mixture import Mixture
-from boltzmix.compose.samplers.anneal import Descent, Plan, begin, descend, move
+from boltzmix.compose.samplers.anneal import Descent, Plan, begin, descend, move, scaled_step
 from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, new_info
 from boltzmix.compose.samplers.path import (
     NoisePath,
@@ -237,7 +237,8 @@ def _run(sampler: SMC | Annealed, request: Request) -> Draw:
     else:
         plan = sampler._plan(view.has_energy)
     if plan.kernel.adjusted:
-        require_energy(view, f"{type(plan.kernel).__name__}()")
+        if not plan.kernel.integrates:
+            require_energy(view, f"{type(plan.kernel).__name__}()")
     elif weigh:
         raise TypeError(
             f"{type(sampler).__name__} needs a kernel that leaves the target invariant, "
@@ -342,11 +343,9 @@ def warn_if_collapsed(sampler: SMC, run: Descent) -> None:
 
 
 def _langevin_steps(plan: Plan, path: Path) -> Plan:
-    """Annealed Langevin scales a fixed step size by σ²/σ_L², other kernels by σ/σ_L."""
-    fixed = plan.kernel.step_size
-    if fixed is None or plan.weigh or not isinstance(path, NoisePath) or isinstance(plan.levels, str):
+    """A given step size is that of the last level: Langevin's scales with σ²/σ_L², that of others with σ/σ_L."""
+    if plan.kernel.step_size is None or plan.weigh or not isinstance(path, NoisePath) or isinstance(plan.levels, str):
         return plan
     grid = [path.level(u) for u in plan.levels]
     last = min((level for level in grid if level), default=path.sigma)
-    power = 1 if isinstance(plan.kernel, HMC) else 2
-    return replace(plan, step_sizes=lambda at: fixed * (max(at["sigma"], last) / last) ** power)
+    return replace(plan, step_sizes=lambda at: scaled_step(plan.kernel, at["sigma"], last))

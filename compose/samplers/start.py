@@ -34,6 +34,8 @@ def choose_path(view: FlatView, request: Request, wanted: str = "auto", weigh: b
     """The path, its name, and why it was taken; without weights, exact starts make no sense."""
     term = view.term
     probes = _PROBES if request.n >= 64 else max(32, request.n)
+    if not weigh and view.dim > _PROBES:  # images: nothing rests on the start's density, and the search costs draws
+        probes = max(32, min(request.n, 64))
     if isinstance(request.init, Term):
         if wanted == "noise":
             raise ValueError("path='noise' finds its own start; leave out init=, or use path='geometric' with it")

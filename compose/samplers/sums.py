@@ -88,15 +88,16 @@ def run_sum(
     info.reason = f"{request.reason}; a sum of {count} members, each drawn by itself and weighed by its own log Z"
     info.extra = {
         "raw_log_z": float(total),
-        "compile": draws[0].info.extra["compile"]
-        | {"seconds": math.fsum(d.info.extra["compile"]["seconds"] for d in draws)},
         "members": [
             {"weight": float(s), "log_z": _known_log_z(d), "path": d.info.path}
             for s, d in zip(shares, draws, strict=True)
         ],
     }
+    if "compile" in draws[0].info.extra:
+        spent = math.fsum(d.info.extra["compile"]["seconds"] for d in draws)
+        info.extra["compile"] = draws[0].info.extra["compile"] | {"seconds": spent}
     info.seconds = time.perf_counter() - clock
-    known = request.term.calibrated
+    known = all(d.log_z is not None for d in draws)
     if not known:
         warnings.warn(
             f"{request.term.name()}: a member's energy has a free constant, so the weights of this sum rest on it; "

@@ -7,6 +7,7 @@ from boltzmix.models.nets.energy import EnergyConv, EnergyMLP
 from boltzmix.models.nets.logits import LogitsConv, LogitsMLP
 from boltzmix.models.nets.mlp import MLP
 from boltzmix.models.nets.pixelcnn import PixelCNN
+from boltzmix.models.nets.scene import SceneNet
 from boltzmix.models.nets.unet import UNet
 from boltzmix.models.nets.wavenet import WaveNet
 
@@ -22,6 +23,7 @@ __all__ = [
     "LogitsMLP",
     "MLP",
     "PixelCNN",
+    "SceneNet",
     "UNet",
     "WaveNet",
 ]

@@ -13,6 +13,7 @@ examples:
   python -m boltzmix demo --quick --out pic  seconds instead of minutes, into the folder pic
   python -m boltzmix bench compositions      error against evaluations, judged against exact answers
   python -m boltzmix bench speed --quick     a small version of the other suite
+  python -m boltzmix sample "circle * bar" -o pic.png    draw from a formula (see: sample --help)
   python -m boltzmix train ring --out mine   train a shipped model again, into the folder mine
   python -m boltzmix train --config my.toml  train any family on your own data (see: train --help)
 
@@ -21,6 +22,34 @@ in Python:
   circle, bar = bm.models.load("circle"), bm.models.load("bar")
   draw = bm.sample(circle * bar, 4096, seed=0)
   print(draw.summary()); draw.plot("product.png")
+"""
+
+_SAMPLING = """\
+formulas:
+  p * q            both: the product of two densities        p ** 2           a power
+  p / q            p, and not q                              0.3 * p + 0.7 * q
+  digits(label=3)  a model given a condition                 mixture(p, q, weights=[0.3, 0.7])
+  p * (p(label=3) / p) ** 2                                  the same as guidance(p, p(label=3), 2)
+  ** 2[0.5:10]     the exponent 2 for noise levels from 0.5 to 10, and 1 elsewhere
+  negation(p, q, gamma), bounded_negation(p, q, alpha)       p without q
+  'my model.safetensors', 'folder/of/diffusers'              paths in quotes are models, too
+
+examples:
+  python -m boltzmix sample --list
+  python -m boltzmix sample "circle * bar" -n 2000 -o cross.png
+  python -m boltzmix sample "ring / line ** 0.5" --explain
+  python -m boltzmix sample "mixture(circle, bar, weights=[1, 3])" --sampler smc:cess=0.95 --json run.json
+  python -m boltzmix sample "digits * (digits(label=3) / digits) ** 3" -n 16 --sampler annealed-hmc -o threes.png
+  python -m boltzmix sample "guidance(digits, digits(label=8), 2[0.3:5])" -n 16 --gif eights.gif --sampler annealed
+  python -m boltzmix sample "digits(label=[0, 1, 2, 3])" --sampler reverse-ddim --steps 30 -o four.png
+  python -m boltzmix sample "mine * bar" --model mine=runs/weights/ring.safetensors -o mine.png
+{scenes}
+A run with --checkpoint FILE that was killed goes on from there when the same command is given again.
+"""
+
+_SCENES = """\
+  python -m boltzmix sample "scenes * (scenes(shape='circle', x=8, y=8) / scenes)**2 \\
+      * (scenes(color='red', x=24, y=20) / scenes)**2" -n 16 --sampler annealed-uhmc --seed 0 -o scenes.png
 """
 
 _TRAINING = """\
@@ -111,6 +140,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.set_defaults(run=_bench)
 
+    draw = commands.add_parser(
+        "sample",
+        parents=[shared],
+        help="draw from a formula over models, and write pictures",
+        description="Draws from a formula over models: those that ship, files of `boltzmix train`, folders of "
+        "diffusers. The formula is parsed, and never run as Python.",
+        epilog=_SAMPLING.format(scenes=_scenes()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    draw.add_argument("formula", metavar="FORMULA", nargs="?", help='e.g. "circle * bar"')
+    draw.add_argument("--list", action="store_true", help="models with their conditions and ranges, and samplers")
+    draw.add_argument("--explain", action="store_true", help="normal form, path, plan and cost, and do not run")
+    draw.add_argument("-n", metavar="N", type=_positive, help="draws (default: 16 images, 1000 of anything else)")
+    draw.add_argument("--sampler", metavar="NAME[:KEY=VALUE,…]", default="auto", help="see --list (default: auto)")
+    draw.add_argument("--steps", metavar="N", type=_positive, help="the sampler's steps or levels")
+    draw.add_argument("--seed", type=int, default=0, help="the same seed gives the same draws (default: 0)")
+    draw.add_argument(
+        "--model", metavar="NAME=PATH", action="append", default=[], help="call a .safetensors file or a folder NAME"
+    )
+    draw.add_argument("-o", "--out", metavar="FILE.png", help="a grid of images, a scatter, or histograms")
+    draw.add_argument("--gif", metavar="FILE.gif", help="the way from noise to the draws")
+    draw.add_argument("--json", metavar="FILE.json", help="diagnostics, seed and versions")
+    draw.add_argument("--save", metavar="FILE.safetensors", help="the draws, for boltzmix.Draw.load")
+    draw.add_argument("--checkpoint", metavar="FILE", help="what a killed run goes on from, bit for bit")
+    draw.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: the models' own)")
+    draw.add_argument("--dtype", choices=("float32", "float64"), help="of networks and draws (default: their own)")
+    draw.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the sampler's steps (default: if it pays)"
+    )
+    draw.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="a bar with the time left (default: on a terminal)"
+    )
+    draw.set_defaults(run=_sample, usage=draw.error)
+
     train = commands.add_parser(
         "train",
         parents=[shared],
@@ -165,6 +228,27 @@ def _bench(arguments: argparse.Namespace) -> int:
     seeds = arguments.seeds[0] if len(arguments.seeds) == 1 else arguments.seeds
     report: Any = run_suite(arguments.suite, out=arguments.out, quick=arguments.quick, seeds=seeds, **options)
     return 0 if report is not None else 1
+
+
+def _scenes() -> str:
+    from pathlib import Path
+
+    weights = Path(__file__).resolve().parent / "models" / "weights"
+    return _SCENES if (weights / "scenes.json").exists() else ""
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    if (arguments.formula is None) != arguments.list:
+        arguments.usage("say a FORMULA, or --list")
+    from boltzmix.models.formula import FormulaError, command
+
+    try:
+        return command.run(arguments)
+    except FormulaError as error:  # its lines show where the mistake is
+        if arguments.debug:
+            raise
+        print(command.pointed(error), file=sys.stderr)
+        return 2
 
 
 def _configs() -> str:

@@ -8,10 +8,12 @@ from torch.distributions import Gamma, Independent, Laplace, MultivariateNormal
 
 from boltzmix.compose import (
     Box,
+    Canvas,
     Denoised,
     Gaussian,
     GaussianMixture,
     Geometric,
+    Window,
     affine,
     bounded_negation,
     guidance,
@@ -126,6 +128,11 @@ TERMS = {
         levels=(None, 0.1, 2.0),
     ),
     "function-network": Contract(lambda: term(Net(), kind="energy", event_shape=(2,)), tolerance=1e-6),
+    "canvas": Contract(lambda: Canvas(P, (3,), 1), span=6.0),
+    "canvas-mixture": Contract(lambda: Canvas(R, (3,), 1), span=6.0),
+    "canvas-disjoint": Contract(lambda: Canvas(R, (4,), 2), span=6.0, levels=(None, 1.0)),
+    "canvas-averaged": Contract(lambda: Canvas(R, (3,), 1, overlap="mean"), span=6.0, hessian=False),  # no gradient
+    "canvas-conditions": Contract(lambda: Canvas(P, (3,), 1, conditions={1: Q}) * Window(Q1, 2, (3,)), span=6.0),
     "network-twice": Contract(
         lambda: guidance(
             term(NET, kind="energy", event_shape=2), P * term(NET, kind="energy", event_shape=2), theta(0.4)

@@ -12,7 +12,6 @@ import torch
 
 from boltzmix.compose import MCMC, sample
 from boltzmix.compose.callables import term
-from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.flat import FlatView, ravel
 from boltzmix.compose.gaussian import Gaussian
 from boltzmix.compose.kernels import GHMC, HMC, Dense, Noise, Tune, Underdamped, draw_noise
@@ -121,12 +120,10 @@ def test_the_acceptance_reported_is_that_of_the_work_without_the_heat():
     torch.testing.assert_close(info.acceptance, (-error).clamp(max=0).exp())
 
 
-def test_terms_with_a_score_alone_will_do_and_ghmc_asks_for_an_energy():
+def test_terms_with_a_score_alone_will_do():
     p = term(lambda x: -x, kind="score", event_shape=2)
     draw = sample(p, chains=50, sampler=MCMC(Underdamped(step_size=0.5), draws=40), seed=0)
     assert bool(torch.isfinite(draw.x).all())
-    with pytest.raises(MissingEnergy):
-        sample(p, chains=4, sampler=MCMC(GHMC(step_size=0.5), draws=4), seed=0)
 
 
 def semicircle(x):

@@ -13,7 +13,7 @@ from boltzmix.compose.draw import Draw
 from boltzmix.compose.errors import MissingEnergy, NonFinite, NotNormalizable, ScopeError
 from boltzmix.compose.flat import ravel
 from boltzmix.compose.gaussian import Gaussian
-from boltzmix.compose.kernels import HMC, MALA, UHMC, ULA, EllipticalSlice, Gibbs, ParallelTempering, Tune
+from boltzmix.compose.kernels import HMC, MALA, NUTS, UHMC, ULA, EllipticalSlice, Gibbs, ParallelTempering, Tune
 from boltzmix.compose.mixture import mixture
 from boltzmix.compose.product import product
 from boltzmix.compose.sample import sample
@@ -58,7 +58,7 @@ CALLS = {
         ["class HMC", "write HMC()"],
     ),
     "chains that need energies of a score": (
-        lambda: sample(STATIC_SCORE, chains=2, sampler=MCMC(HMC())),
+        lambda: sample(STATIC_SCORE, chains=2, sampler=MCMC(NUTS())),
         MissingEnergy,
         ["force has only a score", "MCMC(MicrocanonicalLangevin())"],
     ),
@@ -128,11 +128,13 @@ CALLS = {
         MissingEnergy,
         ["SMC needs energies", "net", "Reverse"],
     ),
-    "HMC on scores": (
-        lambda: sample(SCORE, 10, sampler=Annealed(kernel=HMC())),
+    "NUTS on scores": (
+        lambda: sample(SCORE, 10, sampler=Annealed(kernel=NUTS())),
         MissingEnergy,
-        ["HMC() needs energies", "UHMC"],
+        ["NUTS() needs energies", "UHMC", "integrate the score", "HMC"],
     ),
+    "nodes that there is no rule for": (lambda: MALA(nodes=4), ValueError, ["MALA", "[0, 1, 2, 3]", "got 4"]),
+    "nodes as a flag": (lambda: HMC(nodes=True), ValueError, ["HMC", "[0, 1, 2, 3]", "got True"]),
     "a noise path without noise": (
         lambda: sample(LAPLACE, 10, sampler=SMC(path="noise")),
         ValueError,

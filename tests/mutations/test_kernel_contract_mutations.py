@@ -128,7 +128,7 @@ HAMILTONIANS = [
         "return velocity + 0.5 * step * tune.pull(score)",
         "return velocity + 0.45 * step * tune.pull(score)",
         of("UHMC", "bias"),
-        "class UHMC",
+        "def leapfrog_with_work",
     ),
 ]
 
@@ -174,7 +174,7 @@ SHARED = [
     Mutation(
         "-inf is accepted",
         BASE,
-        "torch.isfinite(proposal.energy) & (torch.isfinite(proposal.score).all(-1) if scored else True)",
+        "torch.isfinite(value) & (torch.isfinite(proposal.score).all(-1) if scored else True)",
         "~torch.isnan(proposal.energy)",
         of("MALA", "edges"),
     ),
@@ -267,7 +267,7 @@ BARKERS = [
     Mutation(
         "Barker without a test",
         BARKER,
-        "log_ratio = state.energy - energy + back.sum(-1)",
+        "log_ratio = change + back.sum(-1)",
         "log_ratio = 0 * energy",
         of("Barker", "ranks"),
     ),

@@ -193,9 +193,9 @@ SAMPLERS = [
     ),
     Mutation(
         "annealed Langevin with a step linear in sigma",
-        RUNS,
-        "power = 1 if isinstance(plan.kernel, HMC) else 2",
-        "power = 1",
+        LOOP,
+        "** kernel.step_power",
+        "** 1",
         law(test_smc.test_annealed_langevin_scales_its_step_with_the_noise),
     ),
     Mutation(

@@ -1,0 +1,1 @@
+"""Exact judges for scenes: what a picture shows, whether that was asked, and how often it should have happened."""

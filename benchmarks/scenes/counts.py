@@ -1,0 +1,88 @@
+"""How many objects are there? Samplers against the exact law of N, where the share of right pictures says nothing.
+
+Guidance by a place also says that the scene has few objects: the condition is one object of N, chosen at random. The
+exact composite has :math:`p(N) N^{-kw} (N)_k \\rho_N` (:mod:`boltzmix.benchmarks.scenes.law`), and a sampler that hits
+every place may be far from it.
+"""
+
+from dataclasses import asdict
+
+import torch
+
+from boltzmix.benchmarks.report import Report
+from boltzmix.benchmarks.scenes.accuracy import requests
+from boltzmix.benchmarks.scenes.judges import CountDistance, count_distance, diversity, image_error, match
+from boltzmix.benchmarks.scenes.law import count_law
+from boltzmix.benchmarks.scenes.methods import Method, draw
+from boltzmix.benchmarks.scenes.parser import parse
+from boltzmix.benchmarks.scenes.requests import Requests
+from boltzmix.compose.term import Term
+from boltzmix.models.data.scenes import Scenes
+
+CELLS = ((3, 1.0), (1, 4.0))
+"""Numbers of places and powers."""
+
+PARTICLES = 16
+"""Rows for each request: populations of samplers that have them."""
+
+
+def judge(
+    report: Report,
+    method: Method,
+    model: Term,
+    scenes: Scenes,
+    k: int,
+    power: float,
+    evaluations: int,
+    pictures: int,
+    seed: int,
+) -> CountDistance:
+    """One sampler at one budget: mean and total variation of N, and what else the pictures are like."""
+    asked, _ = requests(scenes, pictures // PARTICLES, k, ("position",), seed + 77)
+    drawn = draw(method, model, asked, power, evaluations, seed, PARTICLES)
+    index = torch.arange(len(asked)).repeat_interleave(PARTICLES)
+    every, parsed = asked.rows(index), parse(drawn.x, scenes)
+    law = count_law(scenes, asked, power)
+    found = count_distance(parsed.count, law.masses[index], scenes.most, seed)
+    matches = match(parsed, every)
+    other, error = diversity(drawn.x, parsed, every, matches), image_error(parsed)
+    task = f"N given {k} place{'s' if k > 1 else ''}, power {power:g}"
+    report.tell(
+        task,
+        f"{method.name}: total variation of N",
+        found.tv,
+        f"floor {found.floor:.3f}; mean N {found.mean:.2f}, exact {found.exact_mean:.2f}; {drawn.evaluations:.0f} "
+        f"evaluations; right {matches.accuracy().rate:.3f}; n = {len(every)} in {len(asked)} scenes",
+    )
+    numbers = {key: value for key, value in asdict(found).items() if key not in ("masses", "exact_masses")}
+    report.point(
+        task,
+        method.name,
+        evaluations=drawn.evaluations,
+        accuracy=matches.accuracy().rate,
+        masses=[round(float(v), 5) for v in found.masses],
+        exact_masses=[round(float(v), 5) for v in found.exact_masses],
+        seconds=drawn.seconds,
+        **numbers,
+        **other,
+        **{f"image error, {key}": value for key, value in error.items()},
+    )
+    return found
+
+
+def prior(
+    report: Report, method: Method, model: Term, scenes: Scenes, evaluations: int, pictures: int, seed: int
+) -> None:
+    """The model by itself: what of the error is not the composition's."""
+    nothing = Requests(torch.zeros(pictures, 0, 2), *(torch.zeros(pictures, 0, dtype=torch.long) for _ in range(2)))
+    drawn = draw(method, model, nothing, 1.0, evaluations, seed)
+    parsed = parse(drawn.x, scenes)
+    uniform = torch.full((scenes.most,), 1 / scenes.most)
+    found = count_distance(parsed.count, uniform, scenes.most, seed)
+    report.tell(
+        "N of the model by itself",
+        f"{method.name}: total variation of N",
+        found.tv,
+        f"floor {found.floor:.3f}; mean N {found.mean:.2f}, exact {found.exact_mean:.2f}; {drawn.evaluations:.0f} "
+        f"evaluations; clean {float(parsed.clean.float().mean()):.3f}; n = {pictures}",
+    )

@@ -1,0 +1,138 @@
+"""Samplers of the image benchmark: the same formula, the same requests, a number of evaluations for each.
+
+The formula of k requests is :math:`p(x) \\prod_j (p(x|c_j)/p(x))^w`, one condition for each picture, so that a batch
+holds many different scenes and costs one forward of k + 1 times its rows.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boltzmix.benchmarks.scenes.requests import Requests
+from boltzmix.compose import FKC, HMC, MALA, UHMC, ULA, Reverse, SuperDiff, product, sample
+from boltzmix.compose.errors import SamplingWarning
+from boltzmix.compose.samplers.base import Sampler
+from boltzmix.compose.term import Term
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to draw.
+
+    Attributes:
+        name: in tables.
+        what: for readers.
+        sampler: makes it for about so many evaluations a particle, and so many particles in a population.
+        population: whether particles of one scene interact.
+        joint: whether the formula is the product of the k conditional models, ``∏ p(x|c_j)``, in place of guidance.
+    """
+
+    name: str
+    what: str
+    sampler: Callable[[int, int], Sampler]
+    population: bool = False
+    joint: bool = False
+
+
+def _corrected(kernel: Any, each: int, corrections: int = 1) -> Callable[[int, int], Sampler]:
+    """Ancestral steps with MCMC at every level; ``each`` evaluations for one correction."""
+
+    def make(evaluations: int, population: int) -> Sampler:
+        steps = max(2, evaluations // (1 + corrections * each))
+        return Reverse(steps=steps, solver="ddpm", corrector=kernel, corrections=corrections)
+
+    return make
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("reverse", "ancestral steps on summed scores", lambda e, _: Reverse(steps=e, solver="ddpm")),
+        Method("ode", "DPM-Solver++ on summed scores", lambda e, _: Reverse(steps=e, solver="dpmpp")),
+        Method("ula", "ancestral steps, three Langevin steps a level", _corrected(ULA(), 1, 3)),
+        Method("mala", "the same with a Metropolis test by line integrals", _corrected(MALA(), 4)),
+        Method("uhmc", "ancestral steps, three leapfrogs a level", _corrected(UHMC(num_leapfrog=3), 4)),
+        Method("hmc", "the same with a Metropolis test by line integrals", _corrected(HMC(num_leapfrog=3), 7)),
+        Method("fkc", "Feynman–Kac weights", lambda e, p: FKC(steps=e, population=p), population=True),
+        Method("superdiff", "superposition AND", lambda e, _: SuperDiff("and", steps=e), joint=True),
+    )
+}
+
+
+def formula(model: Term, asked: Requests, power: float = 1.0) -> Term:
+    """``model * ∏ (model.given(c_j) / model) ** power``."""
+    product = model
+    for j in range(asked.k):
+        product = product * (model.given(**asked.given(j)) / model) ** power
+    return product
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a method drew.
+
+    Attributes:
+        x: pictures ``(n, 3, S, S)``.
+        evaluations: of the formula, for each particle.
+        rows: of the network, for each particle.
+        seconds: of the processor.
+    """
+
+    x: Tensor
+    evaluations: float
+    rows: float
+    seconds: float
+
+
+def draw(
+    method: Method,
+    model: Term,
+    asked: Requests,
+    power: float,
+    evaluations: int,
+    seed: int,
+    particles: int = 1,
+) -> Pictures:
+    """Pictures for all requests by one method.
+
+    Each request is drawn by ``particles`` rows, which stand below each other and are all returned; they interact where
+    the method has populations.
+    """
+    own = asked.rows(torch.arange(len(asked)).repeat_interleave(particles))
+
+    def make(index: Tensor) -> tuple[Term, Sampler]:
+        part = own.rows(index)
+        if not method.joint:
+            return formula(model, part, power), method.sampler(evaluations, particles)
+        members = tuple(formula(model, _column(part, j), power) for j in range(part.k))
+        if len(members) == 1:
+            return members[0], Reverse(steps=evaluations, solver="ddpm")
+        return product(*members), SuperDiff("and", steps=evaluations, members=members)
+
+    return in_chunks(len(own), make, seed, particles)
+
+
+def in_chunks(
+    n: int, make: Callable[[Tensor], tuple[Term, Sampler]], seed: int, particles: int = 1, chunk: int = 128
+) -> Pictures:
+    """n rows, about ``chunk`` at a time, each chunk with a seed of its own; ``make`` is told which rows are next."""
+    found, clock, evaluations, rows = [], time.process_time(), 0.0, 0.0
+    size = max(1, chunk // particles) * particles
+    for number, index in enumerate(torch.arange(n).split(size)):
+        target, sampler = make(index)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamplingWarning)
+            result = sample(target, len(index), sampler=sampler, seed=seed * 100_003 + number, progress=False)
+        found.append(result.x)
+        evaluations += result.info.evaluations * len(index)
+        rows += result.info.network_rows * len(index)
+    return Pictures(torch.cat(found), evaluations / n, rows / n, time.process_time() - clock)
+
+
+def _column(asked: Requests, j: int) -> Requests:
+    return Requests(asked.position[:, j : j + 1], asked.shape[:, j : j + 1], asked.color[:, j : j + 1])

@@ -1,0 +1,223 @@
+"""Pictures of scenes by composition: hits, the law of what comes out, NOT, large canvases, and what it costs.
+
+One diffusion model, trained on descriptions of single objects, is composed at test time; an exact parser and exact laws
+are the judges (:mod:`boltzmix.benchmarks.scenes`). ``--only`` runs a part.
+"""
+
+import functools
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from boltzmix.benchmarks import scenes_tapestry
+from boltzmix.benchmarks.report import Report
+from boltzmix.benchmarks.runner import Settings, run_sections
+from boltzmix.benchmarks.scenes import accuracy, cost, counts, negation, pictures
+from boltzmix.benchmarks.scenes.methods import METHODS
+from boltzmix.benchmarks.scenes.parser import parse, parser_accuracy
+from boltzmix.models.data.scenes import COLORS, Scenes
+from boltzmix.models.load import load
+
+_EVALUATIONS = 50
+_BEST = ("reverse", "uhmc")
+_POPULATION = 4
+
+
+def run(
+    out: str | Path | None = None,
+    quick: bool = False,
+    seeds: Any = 1,
+    progress: bool | None = None,
+    only: Any = None,
+) -> Report:
+    """Run the suite; ``quick`` takes the 16 × 16 model and few pictures."""
+    return run_sections(
+        "images",
+        "Pictures by composition",
+        [
+            ("parser", _parser),
+            ("places", _places),
+            ("budget", _budget),
+            ("attributes", _attributes),
+            ("counts", _counts),
+            ("not", _not),
+            ("tapestry", _tapestry),
+            ("cost", _cost),
+            ("sheets", lambda report, settings: pictures.sheets(report, *_model(settings), settings.quick)),
+        ],
+        out=out, quick=quick, seeds=seeds, only=only, progress=progress,
+    )  # fmt: skip
+
+
+def _model(settings: Settings) -> tuple[Any, Scenes]:
+    return (load("scenes16"), Scenes.small()) if settings.quick else (load("scenes"), Scenes())
+
+
+def _parser(report: Report, settings: Settings) -> None:
+    _, scenes = _model(settings)
+    for row in parser_accuracy(scenes, settings.size(5000, 200), seed=settings.seeds[0]):
+        report.tell(
+            f"rendered scenes, noise {row['noise']:g}",
+            "pictures with everything right",
+            row["exact"],
+            f"n = {row['n']}; count {row['count']:.4f}, shape {row['shape']:.4f}, color {row['color']:.4f}, centres "
+            f"{row['position_rms']:.3f} px rms, clean {row['clean']:.4f}; {row['seconds_per_1000']:.1f} s for 1,000",
+        )
+        if not row["noise"]:
+            report.check("rendered scenes", "pictures with everything right", row["exact"], "≥", 0.999)
+
+
+def _places(report: Report, settings: Settings) -> None:
+    """k places by every sampler at equal evaluations; the two that matter with more pictures, and at power 2, too."""
+    model, scenes = _model(settings)
+    for k in (1, 2, 3, 5) if scenes.most >= 5 else (1, 2, 3):
+        for power in (1.0, 2.0):
+            task, best = f"{k} place{'s' if k > 1 else ''}, power {power:g}", 0.0
+            for name, method in METHODS.items():
+                if power != 1.0 and name not in _BEST:
+                    continue
+                n = settings.size(300 if name in _BEST else 100, 16)
+                asked, _ = accuracy.requests(scenes, n, k, ("position",), settings.seeds[0])
+                particles = _POPULATION if method.population else 1
+                budget = settings.size(_EVALUATIONS, 20)
+                found = accuracy.cell(
+                    report, task, method, model, scenes, asked, power, budget, settings.seeds[0], particles
+                )
+                best = max(best, found.rate)
+            report.check(task, "right pictures, best sampler", best, "≥", accuracy.TARGETS[power][k])
+
+
+def _budget(report: Report, settings: Settings) -> None:
+    """Right pictures against evaluations for three places at power 1."""
+    model, scenes = _model(settings)
+    asked, _ = accuracy.requests(scenes, settings.size(100, 16), 3, ("position",), settings.seeds[0])
+    for evaluations in (12, 25, 100) if not settings.quick else (10,):
+        for method in METHODS.values():
+            particles = _POPULATION if method.population else 1
+            accuracy.cell(
+                report, "right pictures, 3 places, power 1", method, model, scenes, asked, 1.0, evaluations,
+                settings.seeds[0], particles,
+            )  # fmt: skip
+    report.figures["budget"] = pictures.curve(report, "right pictures, 3 places, power 1", "rate", "right pictures")
+
+
+def _attributes(report: Report, settings: Settings) -> None:
+    """Colour, shape and both at a place; pairs never seen; the model of whole scenes beside the composition."""
+    model, scenes = _model(settings)
+    n, seed = settings.size(300, 16), settings.seeds[0]
+    reverse, budget = METHODS["reverse"], settings.size(_EVALUATIONS, 20)
+    for fields, bound in ((("color",), 0.95), (("shape",), 0.90), (("position", "shape", "color"), 0.85)):
+        asked, _ = accuracy.requests(scenes, n, 1, fields, seed)
+        task = " and ".join(field.replace("position", "place") for field in fields)
+        found = accuracy.cell(report, task, reverse, model, scenes, asked, 2.0, budget, seed)
+        report.check(task, "right pictures, power 2", found.rate, "≥", bound)
+    if settings.quick:
+        report.skip("the model of whole scenes", "needs 32 × 32 pixels: run without --quick")
+        return
+    baseline = load("scenes-whole")
+    for k in (1, 2, 3):
+        for held in (False, True):
+            if held:
+                asked, layouts = accuracy.held_out_requests(scenes, n, k, seed)
+            else:
+                asked, layouts = accuracy.requests(scenes, n, k, ("position", "shape", "color"), seed)
+            task = f"{k} whole object{'s' if k > 1 else ''}, " + ("pairs never seen" if held else "pairs seen")
+            drawn = accuracy.composed_by_attribute(model, asked, 2.0, budget, seed)
+            ours = accuracy.tell(report, task, "composed, power 2", drawn, scenes, asked, 2.0)
+            whole = accuracy.whole(baseline, layouts, asked, budget, seed)
+            theirs = accuracy.tell(report, task, "one model of whole scenes", whole, scenes, asked, 1.0)
+            if held:
+                report.check(task, "composed less one model", ours.rate - theirs.rate, "≥", 0.0)
+
+
+def _counts(report: Report, settings: Settings) -> None:
+    """The law of N: what reverse diffusion leaves, and what correction takes away of it."""
+    model, scenes = _model(settings)
+    seed, n = settings.seeds[0], settings.size(256, 32)
+    counts.prior(
+        report, METHODS["reverse"], model, scenes, settings.size(_EVALUATIONS, 20), settings.size(400, 32), seed
+    )
+    for k, power in counts.CELLS:
+        base = settings.size(50, 10)
+        left = {}
+        for name, budgets in (("reverse", (1, 3)), ("uhmc", (1, 3, 9)), ("fkc", (1, 3, 9))):
+            for times in budgets:
+                found = counts.judge(report, METHODS[name], model, scenes, k, power, times * base, n, seed)
+                left[name, times] = found.tv
+        best = min(value for (name, _), value in left.items() if name != "reverse")
+        floor = min(left["reverse", times] for times in (1, 3))
+        task = f"N given {k} place{'s' if k > 1 else ''}, power {power:g}"
+        report.check(task, "corrected over reverse, total variation", best / floor, "≤", 0.5)
+
+
+def _not(report: Report, settings: Settings) -> None:
+    """No red, by quotients and by a factor, against exact scenes and against what the model makes of rejection."""
+    model, scenes = _model(settings)
+    n, budget, task = settings.size(2048, 32), settings.size(_EVALUATIONS, 20), f"no {negation.COLOR}"
+    red = COLORS.index(negation.COLOR)
+    exact = negation.exact_without(scenes, 20_000, lambda layouts: (layouts.color != red).all(1), 3)
+    kept, share = negation.rejection(model, scenes, settings.size(4096, 64), budget)
+    own = "against exact scenes"
+    _, worst = negation.judge(report, "rejection", kept, scenes, {own: exact}, f"; {share:.3f} of all draws kept")
+    references = {own: exact, "against rejection": kept}
+    for name, draw in negation.methods(model, budget).items():
+        pictures = draw(n if name == "factor, weighed" else settings.size(512, 32))
+        note = f"; {pictures.evaluations:.0f} evaluations, {1e3 * pictures.seconds / len(pictures.x):.0f} ms a picture"
+        rate, worst = negation.judge(report, name, parse(pictures.x, scenes), scenes, references, note)
+        if name == "factor, weighed":
+            report.check(task, "pictures with it", rate, "≤", 0.01)
+            for label, value in worst.items():
+                report.check(task, f"total variation above the floor, {label}", value, "≤", 0.03)
+
+
+def _tapestry(report: Report, settings: Settings) -> None:
+    """Seams of canvases larger than the model, and objects anywhere on them."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = scenes_tapestry.tapestry(folder, settings.quick, settings.seeds[0])
+        for path in sorted(Path(folder).glob("*.png")):
+            report.figures[path.stem] = functools.partial(_show, path.read_bytes())
+    for row in found["methods"]:
+        task = f"{found['size']} × {found['size']}, {row['method']}"
+        if "across" not in row:
+            report.state(task, "finite canvases", False, "some", f"{row['canvases']} canvases")
+            continue
+        report.tell(
+            task,
+            "steps across borders over steps inside",
+            row["across"]["ratio"],
+            f"± {row['across']['error']:.3f}; within 3 px {row['within 3 px']['ratio']:.3f}, half way "
+            f"{row['half way']['ratio']:.3f}; {row['canvases']} canvases, {row['evaluations']:.0f} evaluations, "
+            f"{row['cpu_seconds_each']:.1f} s each",
+        )
+    first = found["methods"][0]
+    worst = max(abs(first[name]["ratio"] - 1) for name in ("across", "within 3 px", "half way"))
+    report.check(first["method"], "largest deviation of steps at borders", worst, "≤", scenes_tapestry.TOLERANCE)
+    for row in found["local"]:
+        key = "rate" if row["power"] else "chance"
+        report.tell(
+            "objects placed on the canvas",
+            f"met, power {row['power']:g}",
+            row[key],
+            f"{row['low']:.2f}–{row['high']:.2f}",
+        )
+
+
+def _show(png: bytes, figure: Any) -> None:
+    from matplotlib.image import imread
+
+    picture = imread(io.BytesIO(png), format="png")
+    figure.set_size_inches(picture.shape[1] / 90, picture.shape[0] / 90)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(picture, interpolation="nearest")
+    axes.axis("off")
+
+
+def _cost(report: Report, settings: Settings) -> None:
+    """One forward for five views; whole pictures beside a loop by hand."""
+    model, _ = _model(settings)
+    sizes = (4, 16, 64) if not settings.quick else (4,)
+    worst = cost.overhead(report, model, sizes, settings.size(41, 5))
+    report.check("four guided conditions", "time over one bare forward, worst size", worst, "≤", 1.05)
+    ratio = cost.pictures_per_second(report, model, settings.size(32, 4), settings.size(40, 5), settings.size(7, 2))
+    report.check("whole pictures", "rate over a loop by hand", ratio, "≥", 1.0)
