@@ -72,7 +72,7 @@ class Draw:
         frames: states along the way when ``record=True`` was asked of the sampler.
         chains: whether x has a chain dimension.
         stats: of chains, per draw ``(chains, draws)``: ``lp``, ``acceptance_rate``, ``diverging`` and, where the
-            kernel has them, ``energy`` and ``n_steps``.
+            kernel has them, ``energy`` and ``n_steps``; of SuperDiff ``log_q``, ``(n, members)``.
     """
 
     x: State

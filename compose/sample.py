@@ -81,7 +81,8 @@ def sample(
             raise TypeError(f"got {name}, which is a kernel; write sample(…, chains=4, sampler=MCMC({name}(…)))")
     if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(
-            f"sampler is one of SMC(), Annealed(), AIS(), Reverse(), MCMC(), Exact(), got {type(sampler).__name__}"
+            "sampler is one of SMC(), Annealed(), AIS(), Reverse(), FKC(), SuperDiff(), Twisted(), MCMC(), Exact(), "
+            f"got {type(sampler).__name__}"
         )
     if (n is None) == (chains is None):
         raise ValueError("say how much to draw: n= particles, or chains= for MCMC, and not both")

@@ -179,6 +179,7 @@ RECIPES: dict[str, Recipe] = {
     "digits-classifier": _classifier(),
     "scenes": _scenes(data.Scenes(), 4, 96, 24_000),
     "scenes16": _scenes(data.Scenes.small(), 2, 48, 12_000),
+    "scenes-whole": _scenes(data.Scenes(), 4, 96, 8_000, whole=True),
 }
 NAMES = tuple(RECIPES)
 

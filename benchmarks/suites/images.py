@@ -115,8 +115,8 @@ def _attributes(report: Report, settings: Settings) -> None:
     if settings.quick:
         report.skip("the model of whole scenes", "needs 32 × 32 pixels: run without --quick")
         return
-    baseline = load("scenes-whole")
-    for k in (1, 2, 3):
+    baseline, n = load("scenes-whole"), settings.size(200, 16)
+    for k in (1, 2):
         for held in (False, True):
             if held:
                 asked, layouts = accuracy.held_out_requests(scenes, n, k, seed)
@@ -174,7 +174,7 @@ def _not(report: Report, settings: Settings) -> None:
 def _tapestry(report: Report, settings: Settings) -> None:
     """Seams of canvases larger than the model, and objects anywhere on them."""
     with tempfile.TemporaryDirectory() as folder:
-        found = scenes_tapestry.tapestry(folder, settings.quick, settings.seeds[0])
+        found = scenes_tapestry.tapestry(folder, settings.quick, settings.seeds[0], canvases=settings.size(24, 3))
         for path in sorted(Path(folder).glob("*.png")):
             report.figures[path.stem] = functools.partial(_show, path.read_bytes())
     for row in found["methods"]:
