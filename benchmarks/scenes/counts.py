@@ -19,9 +19,6 @@ from boltzmix.benchmarks.scenes.requests import Requests
 from boltzmix.compose.term import Term
 from boltzmix.models.data.scenes import Scenes
 
-CELLS = ((3, 1.0), (1, 4.0))
-"""Numbers of places and powers."""
-
 PARTICLES = 16
 """Rows for each request: populations of samplers that have them."""
 
