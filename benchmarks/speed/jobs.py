@@ -165,9 +165,8 @@ class Ours(Prepared):
             clock = time.perf_counter()  # compilers are processes of their own
             block = self.block = compiled(kernel, self.target, self.state, self.tune, work.tier)
             noise = block.noise(self.state, self.generator, min(self.length, work.steps))
-            block(
-                self.state, self.tune, noise, REPORTED
-            )  # whatever is left to the first call; chains stay where they are
+            # whatever is left to the first call; chains stay where they are
+            block(self.state, self.tune, noise, REPORTED)
             self.compile_seconds = time.perf_counter() - clock
             self.facts["backend"] = getattr(self.block, "backend", work.tier)
 

@@ -95,7 +95,13 @@ ROWS = [
         "following",
         follows("ddim epsilon, eta 1"),
     ),
-    Mutation("noise as variance", REVERSE, "variance**0.5 * noise", "variance * noise", follows("ddpm epsilon")),
+    Mutation(
+        "noise as variance",
+        REVERSE,
+        "(variance * noise_share) ** 0.5 * noise",
+        "(variance * noise_share) * noise",
+        follows("ddpm epsilon"),
+    ),
     Mutation(
         "DDPM's mean drifts with the noise",
         REVERSE,

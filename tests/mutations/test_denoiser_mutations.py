@@ -122,22 +122,22 @@ ROWS = [
     Mutation(
         "labels are hidden where they should stay",
         LABELS,
-        "torch.where(hidden, NULL, label)",
-        "torch.where(hidden, label, NULL)",
+        "torch.where(hidden.reshape(-1, *[1] * (label.ndim - 1)), NULL, label)",
+        "torch.where(hidden.reshape(-1, *[1] * (label.ndim - 1)), label, NULL)",
         test_diffusion.test_dropout_hides_labels_at_its_rate,
     ),
     Mutation(
         "a hidden label is label 0",
         LABELS,
-        "torch.where(hidden, NULL, label)",
-        "torch.where(hidden, 0, label)",
+        "torch.where(hidden.reshape(-1, *[1] * (label.ndim - 1)), NULL, label)",
+        "torch.where(hidden.reshape(-1, *[1] * (label.ndim - 1)), 0, label)",
         test_diffusion.test_dropout_hides_labels_at_its_rate,
     ),
     Mutation(
         "dropout from the global generator",
         LABELS,
-        "torch.rand(label.shape, generator=generator, device=x.device)",
-        "torch.rand(label.shape, device=x.device)",
+        "torch.rand(len(x), generator=generator, device=x.device)",
+        "torch.rand(len(x), device=x.device)",
         every("test_same_seed_same_loss_and_no_other_generator"),
     ),
     Mutation(
@@ -185,7 +185,7 @@ ROWS = [
     Mutation(
         "labels of a batch that no model takes",
         LABELS,
-        "if label is not None and self.num_classes is None:",
+        "if label is not None and not self.conditions:",
         "if False:",
         every("test_models_without_labels_take_none"),
     ),

@@ -69,8 +69,8 @@ HAMILTONIANS = [
     Mutation(
         "momentum is not refreshed",
         HMC_,
-        "state, noise.normal, tune",
-        "state, 0 * noise.normal + 1, tune",
+        "trajectory(target, state, noise.normal, tune",
+        "trajectory(target, state, 0 * noise.normal + 1, tune",
         of("HMC", "forgets_its_start"),
     ),
     Mutation(

@@ -317,8 +317,8 @@ ALGEBRA = [
     Mutation(
         "coarse forgets exponents",
         PRODUCT,
-        "precision = precision + weight * inverse",
-        "precision = precision + inverse",
+        "precision = precision + weight * full",
+        "precision = precision + full",
         holds(check_coarse, "product"),
     ),
     Mutation(

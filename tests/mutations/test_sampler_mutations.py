@@ -87,7 +87,7 @@ SAMPLERS = [
         "shares += self.weights",
         law(test_smc.test_adaptive_levels_have_an_honest_error_bar),
     ),
-    Mutation("weights that are not normalised", CLOUD, "total - norm", "total", NOISE_PATH),
+    Mutation("weights that are not normalised", CLOUD, "total - norm\n", "total\n", NOISE_PATH),
     Mutation("weights upside down", LOOP, "here.energy - point.energy)", "point.energy - here.energy)", NOISE_PATH),
     Mutation(
         "particles are never moved",

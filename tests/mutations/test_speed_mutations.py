@@ -145,8 +145,8 @@ RATES = [
     Mutation(
         "compiling moves the chains",
         JOBS,
-        " block(self.state, self.tune, noise)  #",
-        " self.state, _ = block(self.state, self.tune, noise)  #",
+        "            block(self.state, self.tune, noise, REPORTED)",
+        "            self.state, _ = block(self.state, self.tune, noise, REPORTED)",
         laws.compiled_jobs_start_where_eager_ones_do,
     ),
     Mutation(
