@@ -231,7 +231,7 @@ class Labelled(Term):
                     "fit(…, transform=data.chain(data.dequantise(256))), or convert it yourself; nothing is cast"
                 )
             self._match(x)
-        if label is not None and not self.conditions:
+        if label is not None and self.num_classes is None and self.description is None:
             raise ValueError("the batch has labels and the model takes none; build it with num_classes= or fields=")
         if label is not None:
             label = self._checked_labels(label, len(x))

@@ -185,7 +185,7 @@ ROWS = [
     Mutation(
         "labels of a batch that no model takes",
         LABELS,
-        "if label is not None and not self.conditions:",
+        "if label is not None and self.num_classes is None and self.description is None:",
         "if False:",
         every("test_models_without_labels_take_none"),
     ),
