@@ -163,3 +163,8 @@ def frames_of(view: FlatView, frames: list[Tensor]) -> list[State]:
 def new_info(sampler: Sampler, request: Request) -> RunInfo:
     """An empty report for a sampler."""
     return RunInfo(sampler=type(sampler).__name__, reason=request.reason, seed=request.seed)
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is an int or a float; a bool is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

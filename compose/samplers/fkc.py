@@ -28,7 +28,7 @@ from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.product import Product
-from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, new_info
+from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, is_number, new_info
 from boltzmix.compose.samplers.coarse_start import Begin, begin_at
 from boltzmix.compose.samplers.feynman_kac import Formula, Values, interval, summed, weight_rates
 from boltzmix.compose.samplers.ladder import Ladder
@@ -97,11 +97,11 @@ class FKC(Sampler):
         """Refuse settings that make no sense."""
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 2:
             raise ValueError(f"FKC needs steps >= 2, got {self.steps!r}")
-        if not _number(self.rho) or not 0 < self.rho < math.inf:
+        if not is_number(self.rho) or not 0 < self.rho < math.inf:
             raise ValueError(f"FKC needs a positive finite rho, got {self.rho!r}")
-        if not _number(self.ess_threshold) or not 0 <= self.ess_threshold <= 1:
+        if not is_number(self.ess_threshold) or not 0 <= self.ess_threshold <= 1:
             raise ValueError(f"ess_threshold is a fraction in [0, 1], got {self.ess_threshold!r}")
-        if not _number(self.noise) or not 0 <= self.noise < math.inf:
+        if not is_number(self.noise) or not 0 <= self.noise < math.inf:
             raise ValueError(f"noise is a share >= 0 of the reverse SDE's, got {self.noise!r}")
         check_population(self.population, "FKC")
         if self.sigmas is not None:
@@ -398,7 +398,3 @@ def _plain(sigmas: Sequence[float] | Ladder) -> list[float]:
             "start or jumps between steps follows other densities"
         )
     return list(sigmas.begins)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -37,7 +37,7 @@ from boltzmix.compose.flat import FlatView
 from boltzmix.compose.kernels.base import Kernel
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.product import Product
-from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, new_info
+from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, is_number, new_info
 from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.predictor_corrector import check_corrector, corrector_of
@@ -115,14 +115,14 @@ class Reverse(Sampler):
             raise ValueError(f"Reverse needs steps >= 1, got {self.steps!r}")
         if self.solver not in _SOLVERS:
             raise ValueError(f"solver is one of {_SOLVERS}, got {self.solver!r}")
-        if not _number(self.rho) or not 0 < self.rho < math.inf:
+        if not is_number(self.rho) or not 0 < self.rho < math.inf:
             raise ValueError(f"Reverse needs a positive finite rho, got {self.rho!r}")
         if self.sigmas is not None and not isinstance(self.sigmas, Ladder):
             levels = [float(s) for s in self.sigmas]
             falling = all(a > b for a, b in itertools.pairwise(levels))
             if not levels or not falling or not levels[-1] > 0 or not levels[0] < math.inf:
                 raise ValueError(f"sigmas are finite, positive and strictly decreasing, got {levels}")
-        if not _number(self.eta) or not 0 <= self.eta <= 1:
+        if not is_number(self.eta) or not 0 <= self.eta <= 1:
             raise ValueError(f"eta is a share of noise in [0, 1], got {self.eta!r}")
         if self.eta and self.solver not in ("ddim", "dpmpp"):
             raise ValueError(f"eta is for the solvers ddim and dpmpp; {self.solver!r} has a fixed one")
@@ -410,10 +410,6 @@ def _from_noise(view: FlatView, noise: Tensor) -> Tensor:
 
 
 _warned: set[str] = set()
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _warn_once(message: str) -> None:

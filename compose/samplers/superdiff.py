@@ -33,7 +33,16 @@ from boltzmix.compose.errors import NonFinite, SamplingWarning, ScopeError
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.mixture import Mixture
 from boltzmix.compose.product import Product, scope_names
-from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, frozen, new_info
+from boltzmix.compose.samplers.base import (
+    Checkpoint,
+    Progress,
+    Request,
+    Sampler,
+    frames_of,
+    frozen,
+    is_number,
+    new_info,
+)
 from boltzmix.compose.samplers.equal_densities import Axes, equalise, missing_slopes
 from boltzmix.compose.samplers.ito import ItoDensity
 from boltzmix.compose.samplers.ladder import Ladder
@@ -113,9 +122,9 @@ class SuperDiff(Sampler):
             raise ValueError(f"SuperDiff needs steps >= 2, got {self.steps!r}")
         for name, least in (("temperature", 0.0), ("rho", 1e-9)):
             value = getattr(self, name)
-            if not _number(value) or not least <= value < math.inf:
+            if not is_number(value) or not least <= value < math.inf:
                 raise ValueError(f"SuperDiff needs a finite {name} >= {least:g}, got {value!r}")
-        if not _number(self.width) or not self.width >= 0:
+        if not is_number(self.width) or not self.width >= 0:
             raise ValueError(f"width is a standard deviation >= 0, got {self.width!r}")
         if self.mode == "and" and self.temperature != 1.0:
             raise ValueError("temperature is for mode='or': AND has equations and no softmax; use bias= to favour one")
@@ -124,7 +133,7 @@ class SuperDiff(Sampler):
         if self.mode == "or" and self.noise not in (None, "free"):
             raise ValueError(f"noise={self.noise!r} is for mode='and': OR leaves the noise as it is")
         biases = [self.bias] if isinstance(self.bias, int | float) else list(self.bias)
-        if not biases or not all(_number(b) and math.isfinite(b) for b in biases):
+        if not biases or not all(is_number(b) and math.isfinite(b) for b in biases):
             raise ValueError(f"bias is a finite number for each member, got {self.bias!r}")
         if isinstance(self.bias, int | float) and self.bias:
             raise ValueError(f"one bias for all members changes nothing: give one for each, got {self.bias!r}")
@@ -392,10 +401,6 @@ def _check_ladder(ladder: Ladder) -> None:
 
 
 _warned: set[str] = set()
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _warn_once(message: str) -> None:

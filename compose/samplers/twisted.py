@@ -49,7 +49,7 @@ from torch import Tensor
 
 from boltzmix.compose.draw import Draw, zeros
 from boltzmix.compose.errors import SamplingWarning
-from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, new_info
+from boltzmix.compose.samplers.base import Checkpoint, Progress, Request, Sampler, frames_of, is_number, new_info
 from boltzmix.compose.samplers.particles import Populations, check_population, check_rows
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path
 from boltzmix.compose.samplers.twisted_run import Run, restore, snapshot, warn_if_collapsed, warn_once
@@ -129,7 +129,7 @@ class Twisted(Sampler):
         """Refuse settings that make no sense."""
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"Twisted needs steps >= 1, got {self.steps!r}")
-        if not _number(self.rho) or not 0 < self.rho < math.inf:
+        if not is_number(self.rho) or not 0 < self.rho < math.inf:
             raise ValueError(f"Twisted needs a positive finite rho, got {self.rho!r}")
         if self.sigmas is not None:
             if isinstance(self.sigmas, str) or not hasattr(self.sigmas, "__iter__"):
@@ -138,7 +138,7 @@ class Twisted(Sampler):
             falling = all(a > b for a, b in itertools.pairwise(levels))
             if not levels or not falling or not levels[-1] > 0 or not levels[0] < math.inf:
                 raise ValueError(f"sigmas are finite, positive and strictly decreasing, got {levels}")
-        if not _number(self.ess_threshold) or not 0 <= self.ess_threshold <= 1:
+        if not is_number(self.ess_threshold) or not 0 <= self.ess_threshold <= 1:
             raise ValueError(f"ess_threshold is a fraction in [0, 1], got {self.ess_threshold!r}")
         for name in ("corrected", "resample", "record"):
             if not isinstance(getattr(self, name), bool):
@@ -147,13 +147,13 @@ class Twisted(Sampler):
             raise ValueError(f"reference is one of {_REFERENCES}, got {self.reference!r}")
         if self.variance not in _VARIANCES:
             raise ValueError(f"variance is one of {_VARIANCES}, got {self.variance!r}")
-        if self.data_std is not None and (not _number(self.data_std) or not 0 <= self.data_std <= math.inf):
+        if self.data_std is not None and (not is_number(self.data_std) or not 0 <= self.data_std <= math.inf):
             raise ValueError(f"data_std is a standard deviation >= 0 or None, got {self.data_std!r}")
         if self.lookahead is not None:
             odd = isinstance(self.lookahead, bool) or not isinstance(self.lookahead, int) or self.lookahead < 1
             if odd or (self.lookahead > 1 and self.lookahead % 2):
                 raise ValueError(f"lookahead is 1 or an even number of points, got {self.lookahead!r}")
-        if not _number(self.limit) or not self.limit > 0:
+        if not is_number(self.limit) or not self.limit > 0:
             raise ValueError(f"limit is a number > 0, math.inf for none, got {self.limit!r}")
         check_population(self.population, "Twisted")
         if not self.corrected and self.reference == "density":
@@ -386,7 +386,3 @@ def _karras(top: float, bottom: float, steps: int, rho: float) -> list[float]:
     """Levels of Karras et al. (2022) from top to bottom."""
     a, b = top ** (1 / rho), bottom ** (1 / rho)
     return [(a + (i / max(steps - 1, 1)) * (b - a)) ** rho for i in range(steps)]
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
