@@ -23,6 +23,7 @@ SUITES: dict[str, str] = {
     "across": "a flow × an autoregressive model × a classifier on principal components of digits, by SMC and HMC",
     "samplers": "our samplers and other libraries' on known truths: moments against counted gradients, ranked",
     "images": "pictures of scenes by composition: hits, the law of what comes out, NOT, large canvases, cost",
+    "planning": "mazes and worlds of obstacles: success, path cost, unseen constraints, rewards, real time, refusals",
     "speed": "rates beside BlackJAX and NumPyro, overhead over bare work, growth of cost beside the machine's floors",
     "mcmc": "NUTS and microcanonical Langevin beside BlackJAX and NumPyro: effective draws for each gradient, errors",
     "posteriors": "posteriors of posteriordb by NUTS against the collection's reference draws",

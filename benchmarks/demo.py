@@ -11,6 +11,9 @@ distance is to held-out ones, with the floor that real training digits reach; el
 figures stand for it: how many draws a classifier that never saw them recognises as what was asked, and the distance to
 the nearest training digit, beside those of held-out real digits.
 
+**Planning.** One prior of motions meets obstacles that no training data had: shares of plans that an independent dense
+checker finds free of collisions, of the prior alone and of the prior times the obstacles.
+
 The galleries differ in their sampler, and no panel has a setting of its own. The plane takes ``SMC`` with its defaults.
 Digits take ``Annealed``: in 64 dimensions with 48 particles SMC's resampling leaves descendants of very few. Measured
 on the unconditional model: with ``SMC()`` all 48 draws were ones with a sixth of the real digits' spread, after 1,084
@@ -32,8 +35,10 @@ from typing import Any
 import torch
 
 from boltzmix import models
+from boltzmix.benchmarks import demo_planning
 from boltzmix.benchmarks.demo_panels import PLANE, Panel, Report, Setting, panel, setting_of, short
 from boltzmix.benchmarks.demo_sheets import draw_sheets, table
+from boltzmix.benchmarks.runner import one_thread
 from boltzmix.compose.draw import write_atomically
 
 
@@ -69,7 +74,11 @@ def run(
     panels = [found[job] for job in sorted(found, key=lambda j: (j[0] != "plane", j[1]))]
     say("drawing the sheets")
     draw_sheets(panels, folder)
-    report = Report(folder, panels, time.perf_counter() - clock)
+    with one_thread():
+        planned = demo_planning.plan_all(quick, seed) if demo_planning.available() else []
+    if planned:
+        demo_planning.draw(planned, folder)
+    report = Report(folder, panels, time.perf_counter() - clock, planned)
     _write_results(report, setting, quick, workers)
     say(table(report, setting))
     return report
@@ -118,6 +127,7 @@ def _write_results(report: Report, setting: Setting, small: bool, workers: int) 
         "python": platform.python_version(),
         "torch": torch.__version__,
         "panels": entries,
+        "planning": [{k: v for k, v in vars(p).items() if k != "pictures"} for p in report.planned],
     }
     payload = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
     write_atomically(report.out / "results.json", payload)

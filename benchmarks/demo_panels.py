@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from boltzmix import models
+from boltzmix.benchmarks.demo_planning import Planned
 from boltzmix.benchmarks.metrics import bandwidths, kernel_mean, nearest_distance, self_mean
 from boltzmix.benchmarks.targets import Grid, bar, toy
 from boltzmix.compose.constraints import Clamp, bounded_negation
@@ -250,6 +251,7 @@ class Report:
     out: Path
     panels: list[Panel]
     seconds: float
+    planned: list[Planned] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Panel]:

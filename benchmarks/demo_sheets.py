@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from boltzmix.benchmarks import demo_planning
 from boltzmix.benchmarks.demo_panels import VIEW, Panel, Report, Setting, short
 from boltzmix.benchmarks.plots import tiles
 
@@ -61,6 +62,8 @@ def table(report: Report, setting: Setting) -> str:
         "  Annealed gives no log Z, and this network's energies are not calibrated: the column is left out.",
         "",
     ]
+    if report.planned:
+        lines += [*demo_planning.table(report.planned), ""]
     for gallery, panels in (("plane", plane), ("digits", digits)):
         if panels:
             worst = max(panels, key=Panel.badness)

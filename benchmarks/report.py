@@ -50,6 +50,7 @@ class Report:
         summary: a table of its own, above the rows.
         figures: per file name, a function that draws into a matplotlib Figure.
         about: command, versions, seeds, threads, seconds.
+        folder: where :meth:`keep` writes; None writes nowhere.
     """
 
     suite: str
@@ -61,6 +62,7 @@ class Report:
     figures: dict[str, Callable[[Any], None]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     section: str = ""
+    folder: Path | None = None
 
     def tell(self, task: str, quantity: str, value: float, note: str = "") -> None:
         """A figure without a target."""
@@ -127,6 +129,11 @@ class Report:
             "notes": self.notes,
         }
         return _plain(found)
+
+    def keep(self) -> None:
+        """Write what is known so far: a long section that is killed keeps the rows that it has."""
+        if self.folder is not None:
+            self.write(self.folder)
 
     def write(self, folder: Path) -> Path:
         """``results.json``, ``table.md`` and one PNG for each figure; every file is renamed into place."""

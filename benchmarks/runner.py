@@ -83,7 +83,7 @@ def run_sections(
         raise ValueError(f"{suite} has no sections {unknown}; it has {labels}")
     now = datetime.now(UTC)
     folder = Path(out) if out is not None else Path("runs") / suite / now.strftime("%Y%m%d-%H%M%S")
-    report = Report(suite, title)
+    report = Report(suite, title, folder=folder)
     parts = ["python -m boltzmix bench", suite, *(["--quick"] if settings.quick else [])]
     first = settings.seeds == tuple(range(len(settings.seeds)))
     which = str(len(settings.seeds)) if first else " ".join(map(str, settings.seeds))
@@ -106,6 +106,7 @@ def run_sections(
             if talk:
                 print(f"{suite} {label} … ({time.perf_counter() - clock:.0f} s)", file=sys.stderr, flush=True)
             report.section = label
+            report.about = {**about, "sections": report.about.get("sections", []), "seconds": _since(clock)}
             try:
                 section(report, settings)
             except Exception as error:
@@ -113,11 +114,15 @@ def run_sections(
                 what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
                 report.state("the section itself", "ran to its end", False, "yes", what)
             report.about = {**about, "sections": [*report.about.get("sections", []), label]}
-            report.about["seconds"] = time.perf_counter() - clock
+            report.about["seconds"] = _since(clock)
             report.write(folder)  # what is known so far: a run that is killed keeps its finished sections
     print(report.markdown())
     print(f"written to {folder}")
     return report
+
+
+def _since(clock: float) -> float:
+    return time.perf_counter() - clock
 
 
 def parse_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def sample(
         raise ValueError(f"the number of {what} is a positive int, got {count!r}")
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype is a floating-point dtype, got {dtype}")
-    if init is not None and not isinstance(sampler, (MCMC, Reverse)) and not isinstance(init, Term):
+    if init is not None and not sampler.takes_states and not isinstance(init, Term):
         raise TypeError(
             f"init for {type(sampler).__name__} is a normalised term to start from, got {type(init).__name__}"
         )

@@ -9,6 +9,7 @@ from boltzmix.models.classifier import Classifier
 from boltzmix.models.continuous_flow import ContinuousFlow
 from boltzmix.models.diffusion import Diffusion
 from boltzmix.models.diffusion_bound import diffusion_elbo
+from boltzmix.models.dynamics import Dynamics, InverseDynamics
 from boltzmix.models.energy_diffusion import EnergyDiffusion
 from boltzmix.models.energy_model import EnergyModel
 from boltzmix.models.fit import FitResult, fit
@@ -21,7 +22,10 @@ from boltzmix.models.likelihood import ODEDensity, log_likelihood
 from boltzmix.models.load import card, load, names, save
 from boltzmix.models.ncsn import NCSN
 from boltzmix.models.objectives import ContrastiveDivergence, LevelCalibration, NoiseContrastive, ScoreMatching
+from boltzmix.models.returns import Returns
 from boltzmix.models.reward import Reward
+from boltzmix.models.trajectories import TrajectoryDiffusion
+from boltzmix.models.transition_energy import NoisedTransitionNet, TransitionEnergy
 from boltzmix.models.vae import VAE
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
     "NoiseContrastive",
     "LevelCalibration",
     "Diffusion",
+    "TrajectoryDiffusion",
     "EnergyDiffusion",
     "NCSN",
     "FlowMatching",
@@ -43,6 +48,11 @@ __all__ = [
     "Autoregressive",
     "Classifier",
     "Reward",
+    "Returns",
+    "Dynamics",
+    "InverseDynamics",
+    "TransitionEnergy",
+    "NoisedTransitionNet",
     "ODEDensity",
     "log_likelihood",
     "diffusion_elbo",

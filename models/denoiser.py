@@ -211,7 +211,7 @@ class Denoiser(Labelled):
     def _coarse(self, sigma: Tensor) -> "Gaussian":
         from boltzmix.compose.gaussian import Gaussian
 
-        loc, sigma_data = self.core.loc, self.core.sigma_data
+        loc, sigma_data = self.core.loc.expand(self.event_shape), self.core.sigma_data
         level = sigma.to(loc)
         inside = level.clamp(*self.sigma_range)
         view = self

@@ -138,6 +138,10 @@ class Diffusion(Denoiser):
                 found[id(view.core)] = Coordinates(x - view.core.loc, width, width)
         return [found[id(view.core)] for view in views]
 
+    def _inputs(self, views: Sequence[Denoiser], coordinates: Sequence[Coordinates], x: Tensor) -> Tensor:
+        """What the networks of k views read, k · N rows."""
+        return scaled(coordinates, x)
+
     def _evaluate_views(
         self, views: Sequence[Denoiser], x: Tensor, sigma: Tensor | None, energy: bool, score: bool
     ) -> list[Evaluated]:
@@ -145,7 +149,7 @@ class Diffusion(Denoiser):
             return [(None, None)] * len(views)
         level = self._level(x, sigma)
         coordinates = self._coordinates(views, x, level)
-        out = self._network(views, scaled(coordinates, x), level)
+        out = self._network(views, self._inputs(views, coordinates, x), level)
         bases: dict[int, Tensor] = {}
         scores = []
         for c, rows in zip(coordinates, out.chunk(len(views)), strict=True):

@@ -6,7 +6,7 @@ models never see each other's data: their products are compositions of independe
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class Recipe:
         settings: arguments of :func:`boltzmix.models.fit`.
         data: makes what ``fit`` takes as data.
         judge: figures about the trained model, for the JSON beside the weights.
+        shipped: whether the weights come with the package; others are made when they are needed.
     """
 
     spec: dict[str, Any]
     settings: dict[str, Any]
     data: Callable[[], Data]
     judge: Callable[[Any], dict[str, Any]] = field(default=lambda model: {})
+    shipped: bool = True
 
 
 def _toy(name: str, sigma_data: float, sigma_detail: float, low: float) -> Recipe:
@@ -159,6 +161,23 @@ def _scenes(scenes: data.Scenes, patch: int, hidden: int, steps: int, whole: boo
     )
 
 
+def _palettes() -> Recipe:
+    """Pictures told by their palette: flow matching on [0, 1], where the models of scenes are EDM on [−1, 1]."""
+    arguments = {
+        "event_shape": [3, 16, 16],
+        "fields": {"palette": list(data.PALETTES)},
+        "sigma_data": 0.2,
+        "dropout": 0.25,
+    }
+    net = {"size": 16, "patch": 2, "hidden": 32, "attributes": [], "objects": 0, "extra": [len(data.PALETTES)]}
+    return Recipe(
+        {"class": "FlowMatching", "arguments": arguments, "net": {"class": "SceneNet", "arguments": net}},
+        {"steps": 4_000, "batch_size": 64, "lr": 2e-3, "ema": 0.998},
+        lambda: data.marks,
+        lambda model: _judge_scenes(model, data.marks),
+    )
+
+
 def _judge_scenes(model: Any, stream: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Loss on fresh scenes with and without their descriptions."""
     x, rows = stream(1024, torch.Generator().manual_seed(1))
@@ -168,6 +187,97 @@ def _judge_scenes(model: Any, stream: Callable[[int, torch.Generator], tuple[Ten
     ]
     untold = [float(model.loss(b, torch.Generator().manual_seed(2)).detach()) for b in x.split(128)]
     return {"loss_on_fresh_scenes": sum(told) / len(told), "loss_without_descriptions": sum(untold) / len(untold)}
+
+
+def _trajectories(
+    trajectory: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    source: Callable[[], Data],
+    net: dict[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    shipped: bool = True,
+    **arguments: Any,
+) -> Recipe:
+    """Trajectories, told which of their coordinates are known."""
+    dim = len(trajectory["state"]) + len(trajectory["action"])
+    about = {
+        "event_shape": [trajectory["horizon"], dim],
+        "trajectory": dict(trajectory),
+        "fields": dict(fields),
+        "sigma_range": [0.01, 20.0],
+        **arguments,
+    }
+    net = {**net, "arguments": {"dim": dim, **net["arguments"], "fields": dict(fields)}}
+    return Recipe(
+        {"class": "TrajectoryDiffusion", "arguments": about, "net": net},
+        {"batch_size": 128, "lr": 2e-3, "ema": 0.997, **settings},
+        source,
+        lambda model: _judge_trajectories(model, source()),
+        shipped,
+    )
+
+
+def _judge_trajectories(model: Any, stream: Any) -> dict[str, Any]:
+    """Loss on fresh trajectories of which nothing is known, or the two ends."""
+    batch = stream(1024, torch.Generator().manual_seed(1))
+    figures, kept = {}, model.patterns
+    for what in ("none", "start and goal"):
+        model.patterns = type(kept)(model.trajectory, {what: 1.0})
+        losses = [
+            float(model.loss(x, torch.Generator().manual_seed(2)).detach()) for x in batch[0].split(128)
+        ]  # fmt: skip
+        figures[f"loss_with_{what.replace(' ', '_')}_known"] = sum(losses) / len(losses)
+    model.patterns = kept
+    return figures
+
+
+def _maze(
+    size: str,
+    half: Sequence[float],
+    horizon: int,
+    stride: int,
+    scale: float,
+    steps: int,
+    *,
+    net: dict[str, Any],
+    shipped: bool = True,
+) -> Recipe:
+    """Ways through one of gymnasium-robotics' mazes, from the file that ``collect`` writes.
+
+    Places count most in the loss, and noise levels at which a way is chosen: what is left at small ones is soon learnt.
+    """
+    trajectory = {
+        "horizon": horizon,
+        "state": ["x", "y", "vx", "vy"],
+        "action": ["ax", "ay"],
+        "dt": round(0.01 * stride, 6),
+        "stride": stride,
+        "loc": [0.0] * 6,
+        "scale": [scale, scale, 0.8, 0.8, 0.08, 0.08],
+        "position": ["x", "y"],
+        "bounds": [[-extent, extent] for extent in half],
+    }
+    shares = {"none": 0.08, "start": 0.08, "goal": 0.02, "start and goal": 0.62, "waypoints": 0.1, "prefix": 0.1}
+    name = f"pointmaze-{size}"
+    return _trajectories(
+        trajectory,
+        data.windows.FIELDS,
+        lambda: data.EpisodeWindows(f"runs/data/{name}.npz", trajectory, collect=name),
+        {"class": "TrajectoryDiT", "arguments": {"width": 128, "depth": 4, "heads": 4, "embedding": 32, **net}},
+        {"steps": steps, "precision": "bf16"},
+        shipped=shipped,
+        dropout=0.6,
+        patterns=shares,
+        lengths=[horizon // 4, horizon // 2],
+        crops=0.1,
+        importance=[4.0, 4.0, 1.0, 1.0, 0.3, 0.3],
+        noise=[0.3, 1.3],
+    )
+
+
+_FINE = {"patch": 2, "waves": [2.0, 4.0, 8.0]}
+_COARSE = {"patch": 4, "waves": [2.0, 4.0, 8.0, 16.0]}  # of long trajectories
 
 
 RECIPES: dict[str, Recipe] = {
@@ -180,8 +290,25 @@ RECIPES: dict[str, Recipe] = {
     "scenes": _scenes(data.Scenes(), 4, 96, 24_000),
     "scenes16": _scenes(data.Scenes.small(), 2, 48, 12_000),
     "scenes-whole": _scenes(data.Scenes(), 4, 96, 8_000, whole=True),
+    "palettes": _palettes(),
+    "obstacles": _trajectories(
+        data.obstacle_world.TRAJECTORY,
+        data.obstacle_world.FIELDS,
+        lambda: data.obstacles,
+        {"class": "TrajectoryDiT", "arguments": {"patch": 2, "width": 112, "depth": 4, "heads": 4, "embedding": 32}},
+        {"steps": 4_000, "precision": "bf16"},
+        dropout=0.3,
+        lengths=[8, 16],
+        crops=0.1,
+        importance=[2.0, 2.0, 1.0, 1.0, 0.5, 0.5],
+        noise=[0.0, 1.3],
+    ),
+    "pointmaze-umaze": _maze("umaze", (1.5, 1.5), 32, 11, 0.87, 4_000, net=_FINE),
+    "pointmaze-medium": _maze("medium", (3.0, 3.0), 64, 9, 1.7, 4_500, net=_COARSE, shipped=False),
+    "pointmaze-large": _maze("large", (5.0, 3.5), 80, 12, 2.2, 5_000, net=_COARSE, shipped=False),
 }
 NAMES = tuple(RECIPES)
+SHIPPED = tuple(name for name, recipe in RECIPES.items() if recipe.shipped)
 
 
 def _mean(source: Any, dim: int, seed: int) -> Tensor:
@@ -226,7 +353,7 @@ def train(
     settings = {**recipe.settings, "seed": seed, **({} if steps is None else {"steps": steps})}
     source: Any = recipe.data()
     model: Any = seeded(lambda: build(recipe.spec), seed)
-    if hasattr(getattr(model, "core", None), "loc"):
+    if hasattr(getattr(model, "core", None), "loc") and not hasattr(model, "trajectory"):  # those come normalised
         model.core.loc.copy_(_mean(source, model.core.loc.numel(), seed))
     partial = folder / f"{name}.checkpoint"
     folder.mkdir(parents=True, exist_ok=True)

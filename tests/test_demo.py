@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from boltzmix.benchmarks import demo, demo_panels, demo_sheets
+from boltzmix.benchmarks import demo, demo_panels, demo_planning, demo_sheets
 from boltzmix.benchmarks.demo_panels import DIGITS, PLANE, Panel, Plane
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.gaussian import Gaussian
@@ -28,7 +28,10 @@ def quick(tmp_path_factory):
 def test_it_writes_its_sheets_one_gif_and_the_results(quick):
     report, _, _ = quick
     names = {p.name for p in report.out.iterdir()}
-    assert names == {"plane.png", "digits.png", "completions.png", "worst.png", "path.gif", "results.json"}
+    wanted = {"plane.png", "digits.png", "completions.png", "worst.png", "path.gif", "results.json"}
+    if demo_planning.available():
+        wanted |= {"planning.png", "planning.gif"}
+    assert names == wanted
     assert all(p.stat().st_size > 1000 for p in report.out.iterdir())
 
 
@@ -65,6 +68,17 @@ def test_the_table_names_compositions_samplers_figures_and_files(quick):
     assert "worst panel of the plane" in said
     assert "worst panel of digits" in said
     assert f"{len(PLANE) + len(DIGITS)}/{len(PLANE) + len(DIGITS)}" in said  # progress up to the last
+
+
+def test_unseen_obstacles_are_avoided_and_the_prior_alone_does_not(quick):
+    report, said, results = quick
+    if not demo_planning.available():
+        pytest.skip("the prior of the obstacle world does not ship yet")
+    assert [p["name"] for p in results["planning"]] == [name for name, _ in demo_planning.WORLDS]
+    assert all(p.composed >= p.alone for p in report.planned)
+    assert report.planned[0].status == report.planned[2].status == "feasible"
+    assert report.planned[0].composed > 0.5 > report.planned[0].alone
+    assert "PLANNING" in said
 
 
 def test_the_worst_panels_are_those_with_the_worst_figures(quick):

@@ -54,10 +54,11 @@ def requirements(extra):
 
 
 def test_dev_is_a_superset_of_every_extra_but_the_peers():
-    """dev.py counts on it: after `test`, `demo` installs nothing. The libraries we compare with are asked for apart."""
-    extras = set(PROJECT["optional-dependencies"]) - {"peers"}
+    """dev.py counts on it: after `test`, `demo` installs nothing. Simulators and peers are asked for apart."""
+    apart = {"peers", "planning", "ompl"}
+    extras = set(PROJECT["optional-dependencies"]) - apart
     assert requirements("dev") >= {name for extra in extras for name in requirements(extra)}
-    assert not requirements("dev") & requirements("peers")
+    assert not requirements("dev") & {name for extra in apart for name in requirements(extra)}
 
 
 def test_constraints_pin_every_direct_dependency():
@@ -65,7 +66,7 @@ def test_constraints_pin_every_direct_dependency():
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     direct = {re.match(r"[\w.-]+", requirement)[0] for requirement in PROJECT["dependencies"]}
-    direct |= requirements("dev") | requirements("peers")
+    direct |= {name for extra in ("dev", "peers", "planning", "ompl") for name in requirements(extra)}
     assert {pin.partition("==")[0] for pin in pins} == direct
 
 

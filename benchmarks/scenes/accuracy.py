@@ -1,5 +1,6 @@
 """Are the requested objects there? Shares of right pictures for samplers, numbers of requests, powers and budgets."""
 
+import math
 from dataclasses import asdict
 
 import torch
@@ -7,16 +8,20 @@ from torch import Tensor
 
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.scenes.judges import Share, image_error, match
-from boltzmix.benchmarks.scenes.methods import Method, Pictures, draw, in_chunks
+from boltzmix.benchmarks.scenes.methods import Method, Pictures, draw, formula, guided, in_chunks
 from boltzmix.benchmarks.scenes.parser import parse
 from boltzmix.benchmarks.scenes.requests import Requests
-from boltzmix.compose import Reverse
+from boltzmix.compose import Reverse, sample
+from boltzmix.compose.errors import MissingEnergy
 from boltzmix.compose.samplers.base import Sampler
 from boltzmix.compose.term import Term
 from boltzmix.models.data.scenes import COLORS, HELD_OUT, SHAPES, Layouts, Scenes
 
 TARGETS = {1.0: {1: 0.97, 2: 0.95, 3: 0.92, 5: 0.85}, 2.0: {1: 0.99, 2: 0.98, 3: 0.98, 5: 0.95}}
 """Least share of right pictures for k places, by the power of guidance."""
+
+KIND_TARGETS = {("color",): 0.95, ("shape",): 0.90, ("position", "shape", "color"): 0.85}
+"""Least share of right pictures of one object by its attributes."""
 
 
 def requests(scenes: Scenes, n: int, k: int, fields: tuple[str, ...], seed: int) -> tuple[Requests, Layouts]:
@@ -42,6 +47,16 @@ def cell(
     """One cell of the table: drawn, parsed, matched, told."""
     pictures = draw(method, model, asked, power, evaluations, seed, particles)
     return tell(report, task, method.name, pictures, scenes, asked, power, particles)
+
+
+def refusal(report: Report, task: str, name: str, sampler: Sampler, model: Term, asked: Requests, power: float) -> None:
+    """The row of a sampler that refuses the formula, with its own words; one that draws after all is an error here."""
+    try:
+        sample(formula(model, asked, power), len(asked), sampler=sampler, seed=0, progress=False)
+    except MissingEnergy as error:
+        report.tell(task, f"{name}: right pictures", math.nan, f"{type(error).__name__}: {error}")
+    else:
+        raise AssertionError(f"{name} draws from {task}: judge it like the others")
 
 
 def tell(
@@ -73,7 +88,9 @@ def tell(
     return found
 
 
-def composed_by_attribute(model: Term, asked: Requests, power: float, evaluations: int, seed: int) -> Pictures:
+def composed_by_attribute(
+    method: Method, model: Term, asked: Requests, power: float, evaluations: int, seed: int
+) -> Pictures:
     """Objects of which shape and colour are told apart: ``p ∏ (p(shape, place) / p)^w (p(color, place) / p(place))^w``.
 
     The quotient by p(place) keeps the place from being said twice; given the place, shape and colour are independent,
@@ -82,14 +99,14 @@ def composed_by_attribute(model: Term, asked: Requests, power: float, evaluation
 
     def make(index: Tensor) -> tuple[Term, Sampler]:
         part = asked.rows(index)
-        target = model
+        exponent, target = guided(power, method.least), model
         for j in range(part.k):
             told = part.given(j)
             place = {name: told[name] for name in ("x", "y")}
             shaped = model.given(**place, shape=told["shape"])
             colored = model.given(**place, color=told["color"])
-            target = target * (shaped / model) ** power * (colored / model.given(**place)) ** power
-        return target, Reverse(steps=evaluations, solver="ddpm")
+            target = target * (shaped / model) ** exponent * (colored / model.given(**place)) ** exponent
+        return target, method.sampler(evaluations, 1)
 
     return in_chunks(len(asked), make, seed)
 

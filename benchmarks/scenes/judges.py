@@ -16,7 +16,6 @@ negative, so exact draws still average about two fifths of the floor; from a hal
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from boltzmix.benchmarks.metrics import total_variation
 from boltzmix.benchmarks.scenes.law import CountLaw
 from boltzmix.benchmarks.scenes.parser import EXTRA, Parsed
 from boltzmix.benchmarks.scenes.requests import Requests
+from boltzmix.benchmarks.shares import Share, share
 from boltzmix.models.data.scenes import COLORS, SHAPES, Layouts, Scenes
 
 _REPLICATES = 400
@@ -32,38 +32,6 @@ _FAR = 1e6  # cost of a pair that does not agree
 
 
 # --------------------------------------------------------------------------- hits
-
-
-@dataclass(frozen=True)
-class Share:
-    """A proportion with its 95 % interval (Wilson, 1927): ``rate`` = hits / n between ``low`` and ``high``."""
-
-    hits: int
-    n: int
-    rate: float
-    low: float
-    high: float
-
-
-def share(hits: Tensor, level: float = 0.95) -> Share:
-    """The proportion of true values.
-
-    Raises:
-        ValueError: no values, or not bool ``(n,)``.
-
-    Example:
-        >>> found = share(torch.tensor([True] * 97 + [False] * 3))
-        >>> round(found.low, 3), found.rate, round(found.high, 3)
-        (0.915, 0.97, 0.99)
-    """
-    if hits.dtype != torch.bool or hits.ndim != 1 or len(hits) == 0:
-        raise ValueError(f"share takes one or more bools (n,), got {hits.dtype} {tuple(hits.shape)}")
-    n, count = len(hits), int(hits.sum())
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    rate = count / n
-    middle = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return Share(count, n, rate, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,11 @@ def sheets(report: Report, model: Any, scenes: Scenes, quick: bool) -> None:
         x = make()
         report.tell("contact sheet", title, float(len(x)), "pictures, none chosen")
         rows.append((title, x))
-    report.figures["sheets"] = lambda figure: _paint(figure, rows)
+    report.figures["sheets"] = lambda figure: paint(figure, rows)
 
 
-def _paint(figure: Any, rows: list[tuple[str, Tensor]]) -> None:
+def paint(figure: Any, rows: list[tuple[str, Tensor]]) -> None:
+    """A sheet for each row of pictures, with its title."""
     lines = max(len(x) for _, x in rows) // _COLUMNS
     figure.set_size_inches(8, 1.15 * lines * len(rows))
     for axes, (title, x) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):

@@ -1,9 +1,10 @@
 """Compositions against exact answers: error against evaluations, evidence, weights, and what has no answer.
 
 Sections: 2a the 2-D product of two mixtures (closed forms and plain functions), 2b products in 8 and 32 dimensions, 2c
-the ring × bar of Du et al. (2023), 2d sums, 2e negations, 2f static factors, 3 independently trained networks. An
-evaluation is a call at one (x, σ) for one particle; the figure in the table is what the draw reports, and is compared
-with an independent tally of the rows at which the factors were called. Floors come from exact draws in the same run.
+the ring × bar of Du et al. (2023), 2d sums, 2e negations, 2f static factors, 3 independently trained networks, 4
+samplers of score-only composites (4a FKC, 4b SuperDiff). An evaluation is a call at one (x, σ) for one particle; the
+figure in the table is what the draw reports, and is compared with an independent tally of the rows at which the factors
+were called (but in 4). Floors come from exact draws in the same run.
 """
 
 import math
@@ -39,7 +40,7 @@ def run(
     progress: bool | None = None,
 ) -> Report:
     """Run the suite; see :func:`boltzmix.benchmarks.runner.run_sections` for the arguments."""
-    from boltzmix.benchmarks.suites import learned
+    from boltzmix.benchmarks.suites import learned, score_only
 
     sections = [
         ("2a", ring_line),
@@ -49,6 +50,8 @@ def run(
         ("2e", negations),
         ("2f", statics),
         ("3", learned.networks),
+        ("4a", score_only.feynman_kac),
+        ("4b", score_only.superposition),
     ]
     title = "Compositions against exact answers"
     return run_sections(

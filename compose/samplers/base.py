@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,7 +61,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Base of all samplers: frozen hyper-parameters and one method."""
+    """Base of all samplers: frozen hyper-parameters and one method.
+
+    Attributes:
+        takes_states: whether ``init`` may be states to go on from; samplers that weigh their draws need the density of
+            what they start from, a term.
+    """
+
+    takes_states: ClassVar[bool] = False
 
     def run(self, request: Request) -> Draw:
         """Draw what was asked for."""

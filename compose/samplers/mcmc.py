@@ -5,7 +5,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class MCMC(Sampler):
             ``"auto"`` where the run is long enough and generated C++ can express it, True also where it takes torch's
             compiler, with a warning where neither can, False never. ``draw.info.extra["compile"]`` says what was done.
     """
+
+    takes_states: ClassVar[bool] = True
 
     kernel: Kernel | None = None
     warmup: int | str = "auto"

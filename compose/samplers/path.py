@@ -288,7 +288,7 @@ def _strengths(term: Term, sigma: Tensor) -> dict[str, float | Tensor]:
         inner = _strengths(term.inner, sigma)
         old = term.inner.variables if isinstance(term.inner.variables, Mapping) else ["x"]
         return {new: inner[name] for new, name in zip(term.names, old, strict=True) if name in inner}
-    if isinstance(term, Wrapper):
+    if isinstance(term, Wrapper) and type(term)._strength is Wrapper._strength:  # Known has entries of its own
         return _strengths(term.inner, sigma)
     return dict.fromkeys(term.variables if isinstance(term.variables, Mapping) else ["x"], term._strength(sigma))
 

@@ -24,9 +24,8 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ from boltzmix.compose.errors import NonFinite, NotNormalizable, SamplingWarning
 from boltzmix.compose.flat import FlatView
 from boltzmix.compose.kernels.base import Kernel
 from boltzmix.compose.mixture import Mixture
-from boltzmix.compose.product import Product
 from boltzmix.compose.samplers.base import Progress, Request, Sampler, frames_of, is_number, new_info
+from boltzmix.compose.samplers.from_noise import from_noise
 from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.path import gaussian_draws, noise_path, strengths
 from boltzmix.compose.samplers.predictor_corrector import check_corrector, corrector_of
@@ -94,6 +93,8 @@ class Reverse(Sampler):
         >>> draw.info.evaluations < 20 * 7 + 20, 0.4 < float(draw.x.var(0).mean()) < 0.6
         (True, True)
     """
+
+    takes_states: ClassVar[bool] = True
 
     steps: int = 50
     solver: str = "heun"
@@ -369,7 +370,7 @@ class Reverse(Sampler):
     ) -> tuple[Tensor, Tensor | None]:
         """E[x0 | x] flat, from a score where it is known, and the share of the larger variance where a network says."""
         if sigma == math.inf:
-            return _from_noise(view, x), None
+            return from_noise(view, x), None
         if self.variance != "learned":
             return x + sigma**2 * noise_share * (view.at(sigma).score(x) if score is None else score), None
         both = getattr(view.term, "_score_and_share", None)
@@ -382,31 +383,6 @@ class Reverse(Sampler):
         level = torch.tensor(sigma, dtype=x.dtype, device=x.device)
         own, share = both(view.unravel(x), level)
         return x + sigma**2 * noise_share * view.ravel(own), view.ravel(share)
-
-
-def _from_noise(view: FlatView, noise: Tensor) -> Tensor:
-    """E[x0 | pure noise] of factors whose exponents add up to one: Σ w_i D_i, one forward for each network."""
-    term, limit = view.term, torch.tensor(math.inf, dtype=torch.float64)
-    pairs = term.pairs() if isinstance(term, Product) else [(term, None)]
-    weights = [1.0 if exponent is None else float(exponent.value(limit)) for _, exponent in pairs]
-    if abs(math.fsum(weights) - 1.0) > 1e-6:
-        raise ValueError(
-            f"{term.name()}: at sigma = inf only formulas whose exponents add up to 1 have an estimate, these add up "
-            f"to {math.fsum(weights):g}; begin the ladder at a finite level"
-        )
-    groups: dict[Hashable, list[int]] = {}
-    for index, (factor, _) in enumerate(pairs):
-        if getattr(factor, "_estimates_from_noise", None) is None:
-            raise ValueError(f"{factor.name()} has no estimate at sigma = inf; begin the ladder at a finite level")
-        groups.setdefault(factor._group(), []).append(index)
-    view.count(noise.shape[0])
-    state = view.unravel(noise)
-    total: Tensor | float = 0.0
-    for members in groups.values():
-        factors: list[Any] = [pairs[i][0] for i in members]
-        for i, estimate in zip(members, factors[0]._estimates_from_noise(factors, state), strict=True):
-            total = total + weights[i] * view.ravel(estimate)
-    return total  # pyright: ignore[reportReturnType]
 
 
 _warned: set[str] = set()

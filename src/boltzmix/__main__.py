@@ -15,7 +15,9 @@ examples:
   python -m boltzmix bench speed --quick     a small version of the other suite
   python -m boltzmix sample "circle * bar" -o pic.png    draw from a formula (see: sample --help)
   python -m boltzmix train ring --out mine   train a shipped model again, into the folder mine
+  python -m boltzmix plan --env obstacles --start=-0.8,0 --goal 0.8,0 --avoid disc:0,0,0.3    (see: plan --help)
   python -m boltzmix train --config my.toml  train any family on your own data (see: train --help)
+  python -m boltzmix collect pointmaze-umaze write training data for a planner's prior (see: collect --help)
 
 in Python:
   import boltzmix as bm
@@ -69,10 +71,24 @@ the file's sections:
   [output]  dir, name
 """
 
+_COLLECTING = """\
+environments:
+  pointmaze-umaze, -medium, -large             gymnasium-robotics' mazes: pip install "boltzmix[planning]"
+  ogbench-pointmaze-medium, -large, -giant     ogbench's
+  obstacles                                    a square without any, needs nothing beyond boltzmix
+
+examples:
+  python -m boltzmix collect pointmaze-umaze                 what `train pointmaze-umaze` reads
+  python -m boltzmix collect pointmaze-medium --steps 50000 --seed 3 --out mine.npz
+
+A run that was killed goes on where it last saved when the same command is given again; a file that was made with the
+same settings is left as it is. The same settings give the same bytes.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 1 where something did not hold, 2 for a user's error, 130 after Ctrl-C."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_negative_values(sys.argv[1:] if argv is None else argv))
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -174,6 +190,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     draw.set_defaults(run=_sample, usage=draw.error)
 
+    from boltzmix.benchmarks.planning import options
+
+    plan = commands.add_parser(
+        "plan",
+        parents=[shared],
+        help="plan a way around obstacles that no training data had, write a picture and a video",
+        description="Plans from a start to a goal: a trained prior says how things move, terms of the task say where "
+        "to and around what. Prints the result and writes a picture and a video.",
+        epilog=options.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_arguments(plan)
+    plan.set_defaults(run=_plan)
+
+    collect = commands.add_parser(
+        "collect",
+        parents=[shared],
+        help="make training data: a waypoint controller drives between random points",
+        description="Drives a ball along shortest paths between random points of an environment and writes states, "
+        "actions and goals to an npz file.",
+        epilog=_COLLECTING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    collect.add_argument("env", metavar="ENV", help="an environment, see below")
+    collect.add_argument("--steps", metavar="N", type=_positive, help="at least (default: what the recipes want)")
+    collect.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    collect.add_argument("--out", metavar="FILE.npz", help="default: runs/data/ENV.npz")
+    collect.add_argument("--overwrite", action="store_true", help="replace a file that was made with other settings")
+    collect.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="a bar with the time left (default: on a terminal)"
+    )
+    collect.set_defaults(run=_collect)
+
     train = commands.add_parser(
         "train",
         parents=[shared],
@@ -249,6 +298,39 @@ def _sample(arguments: argparse.Namespace) -> int:
             raise
         print(command.pointed(error), file=sys.stderr)
         return 2
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from boltzmix.benchmarks.planning import command
+
+    return command.run(arguments)
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from boltzmix.planners import data
+
+    file = data.collect(
+        arguments.env,
+        data.STEPS.get(arguments.env, data.DEFAULT_STEPS) if arguments.steps is None else arguments.steps,
+        seed=arguments.seed,
+        path=arguments.out,
+        progress=arguments.progress,
+        overwrite=arguments.overwrite,
+    )
+    made = data.read_npz(file)
+    print(f"{file}: {len(made.observations)} steps in {len(made)} episodes")
+    return 0
+
+
+def _negative_values(argv: Sequence[str]) -> list[str]:
+    """``--start -1,2`` as ``--start=-1,2``: argparse takes ``-1,2`` for an option."""
+    found: list[str] = []
+    for word in argv:
+        if found and found[-1] in ("--start", "--goal") and word[:1] == "-" and word[1:2] in set(".0123456789"):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _configs() -> str:

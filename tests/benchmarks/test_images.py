@@ -9,7 +9,7 @@ import boltzmix as bm
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.benchmarks.scenes import accuracy, cost, counts, negation, pictures
-from boltzmix.benchmarks.scenes.methods import METHODS, Pictures, draw, formula
+from boltzmix.benchmarks.scenes.methods import METHODS, Pictures, draw, formula, visible
 from boltzmix.benchmarks.scenes.parser import parse
 from boltzmix.benchmarks.scenes.requests import Requests
 from boltzmix.benchmarks.suites import images
@@ -44,6 +44,41 @@ def test_the_formula_is_guidance_by_every_request(model):
     told = [model.given(**asked.given(j)) for j in range(2)]
     expected = 2 * told[0].score(x, 1.0) + 2 * told[1].score(x, 1.0) - 3 * model.score(x, 1.0)
     assert torch.allclose(target.score(x, 1.0), expected, atol=1e-3)
+
+
+def guidance_ends_below_its_level(model):
+    """Exponents of quotients at and above the level, the bare model below it; one network call as ever."""
+    asked, _ = accuracy.requests(SCENES, 3, 2, ("position",), 0)
+    whole, part = formula(model, asked, 2.0), formula(model, asked, 2.0, least=0.5)
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for sigma in (0.5, 3.0):
+            assert torch.allclose(part.score(x, sigma), whole.score(x, sigma), atol=1e-3)
+        assert torch.allclose(part.score(x, 0.49), model.score(x, 0.49), atol=1e-3)
+        assert not torch.allclose(whole.score(x, 0.49), model.score(x, 0.49), atol=0.1)
+
+
+def test_guidance_ends_below_its_level(model):
+    guidance_ends_below_its_level(model)
+
+
+def test_visible_levels_begin_about_the_mean_picture(model):
+    ladder = visible(7)
+    assert ladder.begins[0] == pytest.approx(20.0)
+    assert ladder.begins[-1] == pytest.approx(0.05)
+    assert (ladder.ends[-1], ladder.spread, len(ladder.begins)) == (0.0, 20.0, 7)
+    assert float(bm.models.load("scenes").core.loc.mean()) == pytest.approx(ladder.centre, abs=0.02)
+    assert float(model.core.loc.mean()) == pytest.approx(ladder.centre, abs=0.1)
+
+
+def test_samplers_that_refuse_have_a_row(model):
+    report = Report("test", "test", section="test")
+    asked, _ = accuracy.requests(SCENES, 2, 1, ("position",), 0)
+    accuracy.refusal(report, "task", "smc", bm.SMC(), model, asked, 1.0)
+    assert math.isnan(report.rows[0].value)
+    assert "MissingEnergy: SMC needs energies" in report.rows[0].note
+    with pytest.raises(AssertionError, match="judge it"):
+        accuracy.refusal(report, "task", "reverse", bm.Reverse(steps=2, solver="ddpm"), model, asked, 1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -95,7 +130,7 @@ def test_attributes_told_apart_are_said_once(model):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accuracy, "in_chunks", spy)
-        accuracy.composed_by_attribute(model, asked, 2.0, 10, 0)
+        accuracy.composed_by_attribute(METHODS["reverse"], model, asked, 2.0, 10, 0)
     told = {tuple(sorted(_said(term))): e.constant for term, e in seen[0].pairs()}
     assert told == {(): -1.0, ("shape", "x", "y"): 2.0, ("color", "x", "y"): 2.0, ("x", "y"): -2.0}
 

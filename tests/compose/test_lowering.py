@@ -307,7 +307,11 @@ def _check(functions: dict[str, Callable[[Tensor], Tensor]], x: Tensor, lanes: i
 
 
 #: vectors of fewer chains than the processor holds, and full ones
-VECTORS = [(torch.float32, 4, 2e-5), (torch.float64, 2, 1e-11), (torch.float64, 8, 1e-11)]
+VECTORS = [
+    (torch.float32, 4, 2e-5),
+    pytest.param(torch.float64, 2, 1e-11, marks=pytest.mark.slow),  # a minute of a compiler's time each
+    (torch.float64, 8, 1e-11),
+]
 
 
 @pytest.mark.parametrize(("dtype", "lanes", "near"), VECTORS)

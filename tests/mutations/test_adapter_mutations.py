@@ -19,8 +19,9 @@ from tests.models import test_adapters_diffusers, test_adapters_pipelines, test_
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-REVERSE, NETWORK, SCHEDULERS, PIPELINES, SCHEDULE = (
+REVERSE, FROM_NOISE, NETWORK, SCHEDULERS, PIPELINES, SCHEDULE = (
     "boltzmix.compose.samplers.reverse",
+    "boltzmix.compose.samplers.from_noise",
     "boltzmix.models.adapters.network",
     "boltzmix.models.adapters.schedulers",
     "boltzmix.models.adapters.pipelines",
@@ -176,7 +177,7 @@ ROWS = [
         law(test_scheduler_parity.test_states_may_be_given_at_the_first_level),
         within="def _start",
     ),
-    Mutation("pure noise without weights", REVERSE, "total + weights[i] *", "total +", FLOWS, within="def _from_noise"),
+    Mutation("pure noise without weights", FROM_NOISE, "total + weights[i] *", "total +", FLOWS),
     # the scheduler's settings
     Mutation(
         "the last step of DDIM to zero",

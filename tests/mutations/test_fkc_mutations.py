@@ -5,7 +5,7 @@ import pytest
 from boltzmix.compose.closed_form import gaussian_product
 from boltzmix.compose.sample import sample
 from boltzmix.compose.samplers import FKC
-from tests.compose import test_fkc
+from tests.compose import test_fkc, test_fkc_quotients
 from tests.mutations.harness import Mutation, law, verify
 
 FORMULAS, RUNS, START = (f"boltzmix.compose.samplers.{m}" for m in ("feynman_kac", "fkc", "coarse_start"))
@@ -83,6 +83,10 @@ MUTATIONS = [
              law(test_fkc.test_evidence_is_kept_back_where_constants_are_free)),
     Mutation("rows of a population are not shuffled", RUNS, ".gather(1, keys.argsort(1))", "",
              law(test_fkc.test_rows_of_a_population_are_in_random_order)),
+    Mutation("a quotient's Gaussians are fitted in many dimensions", START, "(view.per_row or view.dim > _FITTED)",
+             "view.per_row", law(test_fkc_quotients.many_coordinates)),
+    Mutation("a quotient's Gaussians are fitted to rows of several targets", START,
+             "(view.per_row or view.dim > _FITTED)", "view.dim > _FITTED", law(test_fkc_quotients.conditions_of_rows)),
 ]  # fmt: skip
 
 

@@ -2,13 +2,19 @@
 
 import pytest
 
+from boltzmix.models import load
+from tests.benchmarks import test_images as suite
 from tests.benchmarks import test_scenes_judges as judges
 from tests.benchmarks import test_scenes_law as laws
 from tests.benchmarks import test_scenes_parser as parsers
+from tests.benchmarks import test_style as styles
+from tests.models import test_marks as pictures
 from tests.mutations.harness import Mutation, law, verify
 
 PACKAGE = "boltzmix.benchmarks.scenes"
+STYLE, METHODS, MARKS = f"{PACKAGE}.style", f"{PACKAGE}.methods", "boltzmix.models.data.marks"
 LAW, JUDGES, PARSER, FITTING = f"{PACKAGE}.law", f"{PACKAGE}.judges", f"{PACKAGE}.parser", f"{PACKAGE}.fitting"
+SHARES = "boltzmix.benchmarks.shares"
 
 CLOSED = laws.without_cores_the_law_is_closed_form
 ROOM = laws.room_is_the_share_of_points_that_keep_the_distance
@@ -241,13 +247,13 @@ JUDGED = [
     ),
     Mutation(
         "an interval centred at the rate",
-        JUDGES,
+        SHARES,
         "(rate + z**2 / (2 * n)) /",
         "rate /",
         judges.wilson_interval_solves_its_equation,
     ),
     Mutation(
-        "an interval of Wald", JUDGES, "/ n + z**2 / (4 * n**2))", "/ n)", judges.wilson_interval_solves_its_equation
+        "an interval of Wald", SHARES, "/ n + z**2 / (4 * n**2))", "/ n)", judges.wilson_interval_solves_its_equation
     ),
     Mutation(
         "entropy as counted",
@@ -309,6 +315,52 @@ JUDGED = [
 ]
 
 
-@pytest.mark.parametrize("mutation", [*LAWS, *PARSERS, *JUDGED], ids=lambda mutation: mutation.name)
+STYLED = [
+    Mutation(
+        "colours of a palette are not shared out",
+        STYLE,
+        "= 1.0 / len(colors)",
+        "= 1.0",
+        law(styles.palettes_have_bayes_posterior),
+    ),
+    Mutation(
+        "no object is half an object",
+        STYLE,
+        "member[-1] = 1.0",
+        "member[-1] = 0.5 / len(colors)",
+        law(styles.palettes_have_bayes_posterior),
+    ),
+    Mutation(
+        "the law of N without the palette's share",
+        STYLE,
+        "posterior(layouts.color, palette) ** power",
+        "within(layouts, palette).double()",
+        law(styles.number_of_objects_given_a_palette),
+    ),
+    Mutation(
+        "one object in a palette is enough",
+        STYLE,
+        "allowed[parsed.color].all(1)",
+        "allowed[parsed.color].any(1)",
+        law(styles.judges_notice_a_wrong_palette),
+    ),
+    Mutation(
+        "marks of other palettes",
+        MARKS,
+        "torch.multinomial(members[which]",
+        "torch.multinomial(members[which] + 0.1",
+        law(pictures.test_palettes_are_fair_and_pictures_keep_to_them),
+    ),
+    Mutation(
+        "guidance at every level",
+        METHODS,
+        "power * (sigma >= least)",
+        "power * (sigma > 0)",
+        law(lambda: suite.guidance_ends_below_its_level(load("scenes16"))),
+    ),
+]
+
+
+@pytest.mark.parametrize("mutation", [*LAWS, *PARSERS, *JUDGED, *STYLED], ids=lambda mutation: mutation.name)
 def test_a_law_notices(mutation):
     verify(mutation)
