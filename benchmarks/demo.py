@@ -179,7 +179,7 @@ def publish(folder: str | Path, root: str | Path = ".") -> None:
     if results["quick"] or any(p["error"] for p in results["panels"]):
         raise ValueError(f"{folder} is a quick run, or one with failed panels: nothing to show")
     images = root / "docs" / "images"
-    for name in ("plane.png", "digits.png", "worst.png"):
+    for name in ("plane.png", "digits.png", "worst.png", "planning.png"):
         write_atomically(images / f"demo-{name}", (folder / name).read_bytes())
     write_atomically(images / "demo-results.json", content)
     readme = root / "README.md"

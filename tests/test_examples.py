@@ -75,7 +75,7 @@ def test_publishing_a_run_replaces_the_block_and_nothing_else(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    for name in ("plane.png", "digits.png", "worst.png"):
+    for name in ("plane.png", "digits.png", "worst.png", "planning.png"):
         (run / name).write_bytes(b"picture")
     publish(run, tmp_path)
     after = (tmp_path / "README.md").read_text(encoding="utf-8")
