@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Report:
         figures: per file name, a function that draws into a matplotlib Figure.
         about: command, versions, seeds, threads, seconds.
         folder: where :meth:`keep` writes; None writes nowhere.
+        began: the clock's reading when the run began.
     """
 
     suite: str
@@ -63,6 +65,7 @@ class Report:
     about: dict[str, Any] = field(default_factory=dict)
     section: str = ""
     folder: Path | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     def tell(self, task: str, quantity: str, value: float, note: str = "") -> None:
         """A figure without a target."""
@@ -133,6 +136,7 @@ class Report:
     def keep(self) -> None:
         """Write what is known so far: a long section that is killed keeps the rows that it has."""
         if self.folder is not None:
+            self.about["seconds"] = time.perf_counter() - self.began
             self.write(self.folder)
 
     def write(self, folder: Path) -> Path:

@@ -96,7 +96,7 @@ def run_sections(
         "quick": settings.quick,
         "seeds": list(settings.seeds),
     }
-    clock = time.perf_counter()
+    clock = report.began
     talk = sys.stderr.isatty() if progress is None else progress
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)  # suites that look for warnings record them themselves
