@@ -186,7 +186,7 @@ def _gif(frames: list[Any], path: str | os.PathLike[str], fps: int) -> Path:
 
 def _film(frames: list[Any], path: str | os.PathLike[str], fps: int) -> Path:
     try:
-        import imageio.v2 as imageio
+        import imageio.v2 as imageio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra('films need imageio with ffmpeg: pip install "boltzmix[planning]"') from error
     partial = Path(path).with_name(f".{Path(path).stem}.part.mp4")

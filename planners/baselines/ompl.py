@@ -181,7 +181,7 @@ class Validity:
 def _ompl() -> tuple[Any, Any, Any]:
     """OMPL's modules."""
     try:
-        from ompl import base, geometric, util
+        from ompl import base, geometric, util  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise MissingExtra('OMPL() needs the Open Motion Planning Library: pip install "boltzmix[ompl]"') from error
     return base, geometric, util

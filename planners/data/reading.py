@@ -161,7 +161,7 @@ def read_lerobot(
     if not files:
         raise FileNotFoundError(f"{root}: LeRobot's layout has parquet files below data/, and there are none")
     try:
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra('LeRobot\'s files need pyarrow: pip install "boltzmix[planning]"') from error
     import numpy as np

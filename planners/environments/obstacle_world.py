@@ -314,8 +314,8 @@ def _moved(state: Sequence[float], ax: float, ay: float, seconds: float) -> list
 
 def _gymnasium(world: ObstacleWorld) -> Any:
     try:
-        import gymnasium
-        from gymnasium import spaces
+        import gymnasium  # pyright: ignore[reportMissingImports]
+        from gymnasium import spaces  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra('a gymnasium.Env needs gymnasium: pip install "boltzmix[planning]"') from error
     import numpy as np

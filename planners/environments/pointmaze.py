@@ -44,8 +44,8 @@ class PointMaze(MazeEnvironment):
     def __init__(self, size: str = "umaze", *, seed: int | None = None, max_steps: float | None = None) -> None:
         super().__init__(seed)
         try:
-            import gymnasium
-            import gymnasium_robotics
+            import gymnasium  # pyright: ignore[reportMissingImports]
+            import gymnasium_robotics  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtra('PointMaze needs gymnasium-robotics: pip install "boltzmix[planning]"') from error
         with suppress(AttributeError):
@@ -111,8 +111,8 @@ class OGBenchPointMaze(MazeEnvironment):
     def __init__(self, size: str = "medium", *, seed: int | None = None, max_steps: float | None = None) -> None:
         super().__init__(seed)
         try:
-            import gymnasium
-            import ogbench  # noqa: F401  (registers its environments)
+            import gymnasium  # pyright: ignore[reportMissingImports]
+            import ogbench  # noqa: F401  (registers its environments)  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtra('ogbench\'s mazes need ogbench: pip install "boltzmix[planning]"') from error
         if size not in OGBENCH:
@@ -144,7 +144,7 @@ class OGBenchPointMaze(MazeEnvironment):
         self._maze.set_state(state, np.zeros(2))
 
     def _advance(self, action: "np.ndarray") -> bool:
-        import gymnasium
+        import gymnasium  # pyright: ignore[reportMissingImports]
 
         base: Any = type(self._maze).__mro__[1]  # the ball alone: the maze's own step would compare goals
         assert issubclass(base, gymnasium.Env)
@@ -164,7 +164,7 @@ def _prepared(model: Any) -> frozenset[int]:
 
 def _forget(simulation: Any) -> None:
     """Set the simulator back completely: contacts are solved from a warm start, which would be what was before."""
-    import mujoco
+    import mujoco  # pyright: ignore[reportMissingImports]
 
     library: Any = mujoco
     library.mj_resetData(simulation.model, simulation.data)

@@ -78,7 +78,7 @@ class Recorder:
         if environment._recorder is not None:
             raise ValueError("this environment is being filmed already")
         try:
-            import imageio.v2  # noqa: F401
+            import imageio.v2  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingExtra('films need imageio: pip install "boltzmix[planning]"') from error
         self.environment, self.fps, self.size = environment, fps, size
@@ -139,7 +139,7 @@ class Recorder:
         """
         if not self._frames:
             raise ValueError("no frames were taken: call reset and step inside the context")
-        import imageio.v2 as imageio
+        import imageio.v2 as imageio  # pyright: ignore[reportMissingImports]
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}{self.path.suffix}")
