@@ -67,6 +67,11 @@ class Report:
     folder: Path | None = None
     began: float = field(default_factory=time.perf_counter)
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.began
+
     def tell(self, task: str, quantity: str, value: float, note: str = "") -> None:
         """A figure without a target."""
         self.rows.append(Row(self.section, task, quantity, float(value), note=note))
@@ -136,7 +141,7 @@ class Report:
     def keep(self) -> None:
         """Write what is known so far: a long section that is killed keeps the rows that it has."""
         if self.folder is not None:
-            self.about["seconds"] = time.perf_counter() - self.began
+            self.about["seconds"] = self.elapsed
             self.write(self.folder)
 
     def write(self, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import platform
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +95,6 @@ def run_sections(
         "quick": settings.quick,
         "seeds": list(settings.seeds),
     }
-    clock = report.began
     talk = sys.stderr.isatty() if progress is None else progress
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)  # suites that look for warnings record them themselves
@@ -104,9 +102,9 @@ def run_sections(
             if only is not None and label not in only:
                 continue
             if talk:
-                print(f"{suite} {label} … ({time.perf_counter() - clock:.0f} s)", file=sys.stderr, flush=True)
+                print(f"{suite} {label} … ({report.elapsed:.0f} s)", file=sys.stderr, flush=True)
             report.section = label
-            report.about = {**about, "sections": report.about.get("sections", []), "seconds": _since(clock)}
+            report.about = {**about, "sections": report.about.get("sections", []), "seconds": report.elapsed}
             try:
                 section(report, settings)
             except Exception as error:
@@ -114,15 +112,11 @@ def run_sections(
                 what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
                 report.state("the section itself", "ran to its end", False, "yes", what)
             report.about = {**about, "sections": [*report.about.get("sections", []), label]}
-            report.about["seconds"] = _since(clock)
+            report.about["seconds"] = report.elapsed
             report.write(folder)  # what is known so far: a run that is killed keeps its finished sections
     print(report.markdown())
     print(f"written to {folder}")
     return report
-
-
-def _since(clock: float) -> float:
-    return time.perf_counter() - clock
 
 
 def parse_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
