@@ -385,6 +385,7 @@ def kept(self, make, force=False):
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 
 base.Checkpoint.save = kept
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from boltzmix.__main__ import main
 sys.exit(main(sys.argv[3:]))
 """
