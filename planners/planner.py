@@ -39,7 +39,7 @@ from boltzmix.planners.guided import Guidance, Guided, OutOfTime
 from boltzmix.planners.judgement import Judgement, Rank, judge, merged, refused, result_of
 from boltzmix.planners.known import Held, Known, hold
 from boltzmix.planners.obstacles import as_obstacles
-from boltzmix.planners.problem import Maps, Problem, as_bounds, pose
+from boltzmix.planners.problem import Maps, Problem, as_bounds, later, pose
 from boltzmix.planners.result import PlanResult
 from boltzmix.planners.space import TrajectorySpace
 
@@ -172,6 +172,7 @@ class Planner:
         budget_ms: float | None = None,
         seed: int | torch.Generator | None = None,
         init: Any = None,
+        clock: float = 0.0,
     ) -> PlanResult:
         """Plans for one problem.
 
@@ -186,6 +187,7 @@ class Planner:
             budget_ms: milliseconds of wall time that the call keeps; what is best by then is returned.
             seed: an int, a ``torch.Generator``, or None for a fresh one.
             init: earlier plans ``(H, D)`` or ``(m, H, D)`` in physical units: a warm start from ``warm_level``.
+            clock: seconds for which moving obstacles have moved when the plan begins.
 
         Returns:
             A :class:`~boltzmix.planners.result.PlanResult`; an infeasible problem is one with reasons, no error.
@@ -194,20 +196,20 @@ class Planner:
             ValueError: wrong shapes, a goal outside of the bounds, a budget or n that is not positive.
             NonFinite: a start, goal or init that is not finite.
         """
-        clock = time.perf_counter()
+        began = time.perf_counter()
         count = self._count(n)
         budget = _budget(budget_ms)
         generator, number = as_generator(seed, None)
         prior, space = self._resized(horizon)
-        problem = self._pose(space, start, goal, tasks)
+        problem = self._pose(space, start, goal, tasks, clock)
         reasons = problem.impossible(self._maps)
         if reasons:
-            return refused(problem, reasons, time.perf_counter() - clock, number)
-        run = _Run(self, problem, prior, count, generator, clock, budget)
+            return refused(problem, reasons, time.perf_counter() - began, number)
+        run = _Run(self, problem, prior, count, generator, began, budget)
         run.go(run.states_of(init))
         judged = run.judged
         assert judged is not None
-        seconds = time.perf_counter() - clock
+        seconds = time.perf_counter() - began
         info = {"candidates": count, **run.info}
         return result_of(
             problem, judged.first(count if n is None else n), evaluations=run.evaluations, seconds=seconds,
@@ -288,20 +290,21 @@ class Planner:
             self._stretched[horizon] = resize(horizon), self.space.resized(horizon)
         return self._stretched[horizon]
 
-    def _pose(self, space: TrajectorySpace, start: Any, goal: Any, tasks: Sequence[Any]) -> Problem:
+    def _pose(self, space: TrajectorySpace, start: Any, goal: Any, tasks: Sequence[Any], clock: float = 0.0) -> Problem:
         """The problem, with the planner's own obstacles and bounds as tasks."""
         from boltzmix.planners.tasks.avoid import Avoid
         from boltzmix.planners.tasks.limits import Bounds
 
         own: list[Any] = []
-        if self.obstacles:
-            own.append(Avoid(self.obstacles, self.margin, self.sharpness, radius=self.radius))
+        obstacles = later(self.obstacles, clock)
+        if obstacles:
+            own.append(Avoid(obstacles, self.margin, self.sharpness, radius=self.radius))
         if self.bounds is not None:
             low = [a + self.radius for a, _ in self.bounds]
             high = [b - self.radius for _, b in self.bounds]
             own.append(Bounds(low, high, columns=space.position, sharpness=self.sharpness))
         return pose(
-            space, start, goal, (*own, *self.tasks, *tasks), obstacles=self.obstacles, radius=self.radius,
+            space, start, goal, (*own, *later((*self.tasks, *tasks), clock)), obstacles=obstacles, radius=self.radius,
             bounds=self.bounds, max_speed=self.max_speed,
         )  # fmt: skip
 

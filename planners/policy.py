@@ -45,7 +45,8 @@ class RecedingHorizonPolicy:
     """Plans, follows the plan with a controller, and replans.
 
     Args:
-        planner: anything with ``plan(start, goal, tasks, n=, budget_ms=, seed=, init=) -> PlanResult`` and a ``space``.
+        planner: anything with ``plan(start, goal, tasks, n=, budget_ms=, seed=, init=, clock=) -> PlanResult`` and a
+            ``space``; the clock is the time since the reset, by which moving obstacles have moved.
         controller: from the plan to actions; None is :class:`~boltzmix.planners.controllers.PD`.
         replan_every: environment steps between plans; None plans once, and again where the goal moves.
         budget_ms: milliseconds for each plan; None for as long as it takes.
@@ -196,8 +197,9 @@ class RecedingHorizonPolicy:
         options: dict[str, Any] = {} if self.candidates is None else {"n": self.candidates}
         began = time.perf_counter()
         result = self.planner.plan(
-            state, goal, self.tasks, budget_ms=self.budget_ms, seed=self._next_seed(), init=init, **options
-        )
+            state, goal, self.tasks, budget_ms=self.budget_ms, seed=self._next_seed(), init=init,
+            clock=self.step * self._tick, **options,
+        )  # fmt: skip
         seconds = time.perf_counter() - began
         self._last = self.step
         good = result.status == "feasible"

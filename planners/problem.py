@@ -15,6 +15,7 @@ from torch import Tensor
 
 from boltzmix.compose.errors import NonFinite
 from boltzmix.planners.known import Held
+from boltzmix.planners.obstacles.base import Obstacle
 from boltzmix.planners.reachability import Reachability, around, moves, proves
 from boltzmix.planners.space import TrajectorySpace
 from boltzmix.planners.tasks.base import Task
@@ -194,6 +195,19 @@ def pose(
         space, given["start"], given["goal"], tuple(listed), (*obstacles, *extra), float(radius), bounds, max_speed,
         mask, value, conflicts,
     )  # fmt: skip
+
+
+def later(items: Sequence[Any], seconds: float) -> tuple[Any, ...]:
+    """Tasks or obstacles as a clock sees them that starts ``seconds`` later.
+
+    Raises:
+        ValueError: seconds that are no finite number.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+        raise ValueError(f"clock is a finite number of seconds, got {seconds!r}")
+    if seconds == 0.0:
+        return tuple(items)
+    return tuple(item.later(seconds) if isinstance(item, (Task, Obstacle)) else item for item in items)
 
 
 def state_vector(value: Any, space: TrajectorySpace, what: str) -> Tensor:

@@ -5,7 +5,8 @@ energy is the sum over its steps, with start and goal held; it is lowered by ann
 noise levels, or by gradient descent down the same levels, and the plan of least energy is followed by PD. Walls appear
 in two ways: not at all, so that the learned energy alone keeps plans out of them, or as obstacles, as for the diffusion
 planner. The diffusion planner meets the same pairs with the same controller. Success in closed loop forgives much: a
-ball that slides along walls arrives, too, so contacts are reported beside it.
+ball that slides along walls arrives, too, so contacts are reported beside it, and the share of plans that keep the
+ball's radius from the walls along all of their way.
 """
 
 import functools
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 
 from boltzmix.benchmarks.planning import methods
-from boltzmix.benchmarks.planning.episodes import Outcome, Policy, run_all
+from boltzmix.benchmarks.planning.episodes import Outcome, Pair, run_all
 from boltzmix.benchmarks.planning.mazes import REPORTED, hard_pairs, table, tell
 from boltzmix.benchmarks.planning.priors import MissingWeights
+from boltzmix.benchmarks.planning.problems import clearance
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
+from boltzmix.benchmarks.shares import Share, share
 from boltzmix.compose.errors import MissingExtra
 from boltzmix.compose.kernels.hmc import HMC
 from boltzmix.compose.samplers.base import Sampler
@@ -118,6 +121,20 @@ def planners(environment: Any, seed: int, steps: int = STEPS) -> dict[str, Calla
     }
 
 
+def plans_keep_clear(planner: Any, environment: Any, pairs: list[Pair]) -> Share:
+    """The share of pairs whose plan stays as far from every wall as the ball is wide, whatever the planner knows."""
+    kept = []
+    for pair in pairs:
+        start = torch.zeros(len(planner.space.state), dtype=torch.float64)  # at rest
+        start[:2] = torch.tensor(pair.start, dtype=torch.float64)
+        result = planner.plan(start.numpy(), pair.goal, seed=pair.seed)
+        way = torch.as_tensor(result.trajectories[0][:, planner.space.columns(planner.space.position)])
+        steps = torch.linspace(0.0, 1.0, 17, dtype=way.dtype)[:, None, None]
+        fine = torch.lerp(way[:-1], way[1:], steps).flatten(0, 1)
+        kept.append(float(clearance(environment.obstacles, fine.numpy()).min()) >= environment.radius)
+    return share(torch.tensor(kept))
+
+
 def run(report: Report, settings: Settings) -> None:
     """Every planner on the same pairs, once planned and followed by PD; ours against 90 % of diffusion's success."""
     from boltzmix.planners import environments
@@ -136,7 +153,7 @@ def run(report: Report, settings: Settings) -> None:
                 continue
             title = f"{name} + PD, seed {seed}"
             try:
-                policy: Policy = RecedingHorizonPolicy(make(), PD(), replan_every=None)
+                policy = RecedingHorizonPolicy(make(), PD(), replan_every=None)
             except (MissingWeights, FileNotFoundError) as error:
                 report.skip(f"{MAZE}: {title}", str(error))
                 continue
@@ -144,6 +161,10 @@ def run(report: Report, settings: Settings) -> None:
                 lambda pair, policy=policy: policy, environment, pairs if compared else pairs[:FEW]
             )
             found[name] = tell(report, f"{MAZE}, planned once", title, episodes, None, seconds)
+            clear = plans_keep_clear(policy.planner, environment, pairs[:FEW])
+            note = f"[{clear.low:.3f}, {clear.high:.3f}], n = {clear.n}; the plan itself, along all of its way"
+            report.tell(f"{MAZE}, planned once", f"{title}: plans that keep the ball's radius", clear.rate, note)
+            report.keep()
         report.summary += "\n" + "\n".join(table(found))
         ours, diffusion = found.get("transition energy, annealed"), found.get("diffusion")
         if ours is not None and diffusion is not None:

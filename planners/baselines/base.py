@@ -20,7 +20,7 @@ from boltzmix.compose.sample import as_generator
 from boltzmix.planners.baselines.geometry import Surroundings
 from boltzmix.planners.judgement import judge, refused, result_of
 from boltzmix.planners.obstacles import as_obstacles
-from boltzmix.planners.problem import Problem, pose, position_of
+from boltzmix.planners.problem import Problem, later, pose, position_of
 from boltzmix.planners.space import TrajectorySpace
 
 Bounds = tuple[tuple[float, float], ...]
@@ -174,6 +174,7 @@ class Baseline:
         budget_ms: float | None = None,
         seed: int | torch.Generator | None = None,
         init: Any = None,
+        clock: float = 0.0,
     ) -> Any:
         """Plans from a start to a goal, judged.
 
@@ -188,6 +189,7 @@ class Baseline:
             seed: for the same plan again.
             init: plans ``(H, D)`` or ``(n, H, D)`` in physical units to start from, where the search starts from
                 something; a :class:`PlanResult` will do.
+            clock: seconds for which moving obstacles have moved when the plan begins.
 
         Raises:
             ValueError: wrong shapes, a goal outside the bounds, a budget ≤ 0, a number of plans < 1.
@@ -200,8 +202,9 @@ class Baseline:
             raise ValueError(f"budget_ms is a positive number of milliseconds, got {budget_ms!r}")
         space = self.space if horizon is None else self.space.resized(horizon)
         problem = pose(
-            space, start, goal, (*self.tasks, *tasks), obstacles=self.obstacles, radius=self.radius, bounds=self.bounds
-        )
+            space, start, goal, later((*self.tasks, *tasks), clock), obstacles=later(self.obstacles, clock),
+            radius=self.radius, bounds=self.bounds,
+        )  # fmt: skip
         generator, number = as_generator(seed, "cpu")
         deadline = began + 1e-3 * budget_ms if budget_ms is not None else float("inf")
         question = Question(

@@ -69,13 +69,16 @@ class GuidanceOnly:
         budget_ms: float | None = None,
         seed: int | torch.Generator | None = None,
         init: Any = None,
+        clock: float = 0.0,
     ) -> "PlanResult":
         """As the planner's; ``info["asked"]`` is E."""
         if n is not None and n > self.planner.candidates:
             raise ValueError(
                 f"n = {n} plans are more than the {self.planner.candidates} candidates that the evaluations are for"
             )
-        result = self.planner.plan(start, goal, tasks, n=n, horizon=horizon, budget_ms=budget_ms, seed=seed, init=init)
+        result = self.planner.plan(
+            start, goal, tasks, n=n, horizon=horizon, budget_ms=budget_ms, seed=seed, init=init, clock=clock
+        )
         result.info.update(planner="GuidanceOnly", asked=self.evaluations)
         return result
 
@@ -129,6 +132,7 @@ class BestOfN:
         budget_ms: float | None = None,
         seed: int | torch.Generator | None = None,
         init: Any = None,
+        clock: float = 0.0,
     ) -> "PlanResult":
         """As the planner's: N draws, the best n of them; ``info["asked"]`` is E."""
         began = time.perf_counter()
@@ -142,12 +146,13 @@ class BestOfN:
             budget_ms=budget_ms,
             seed=seed,
             init=init,
+            clock=clock,
         )
         info = {**drawn.info, "planner": "BestOfN", "asked": self.evaluations, "candidates": self.n}
         if not len(drawn):
             drawn.info.update(info)
             return drawn
-        problem = self.judge._pose(drawn.space, start, goal, tasks)
+        problem = self.judge._pose(drawn.space, start, goal, tasks, clock)
         judged = judge(problem, drawn.trajectories, rank=self.judge.rank)
         return result_of(
             problem,

@@ -8,6 +8,7 @@ with :func:`~boltzmix.planners.tasks.base.hinge` c. The least distance of a segm
 (:mod:`~boltzmix.planners.tasks.nearest`), not sampled, so an obstacle thinner than the way between two tokens is seen.
 """
 
+import copy
 from typing import Any
 
 from torch import Tensor
@@ -62,6 +63,13 @@ class Avoid(Task):
         self.sharpness = positive(sharpness, "Avoid's sharpness")
         self.radius = nonnegative(radius, "Avoid's radius")
         self._groups = group(self.obstacles)
+
+    def later(self, seconds: float) -> "Avoid":
+        """The same task with obstacles that have moved for ``seconds``."""
+        twin = copy.copy(self)
+        twin.obstacles = tuple(obstacle.later(seconds) for obstacle in self.obstacles)
+        twin._groups = group(twin.obstacles)
+        return twin
 
     def _fit(self, space: TrajectorySpace) -> None:
         if len(space.position) != 2:

@@ -88,6 +88,10 @@ class Task(ABC):
         """Which coordinates the task fixes and their normalised values, both ``(H, D)``; None where it fixes none."""
         return None
 
+    def later(self, seconds: float) -> "Task":
+        """The task as a clock sees it that starts ``seconds`` later: itself, unless it holds what moves."""
+        return self
+
     def bind(self, space: TrajectorySpace) -> Term:
         """The task's factor over the normalised trajectories of a space: a static term with an energy."""
         self._require_space(space)

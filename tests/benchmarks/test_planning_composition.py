@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from boltzmix.benchmarks.planning import energy, joint, rewards
+from boltzmix.benchmarks.planning.episodes import Pair
 from boltzmix.compose import Gaussian
 from boltzmix.planners import Minimise, TrajectorySpace
 from boltzmix.planners.obstacles import Disc
@@ -104,3 +105,18 @@ def test_the_best_plan_by_energy_is_the_one_of_least_energy():
     energies = chain.energy(torch.as_tensor(result.trajectories).float())
     assert len(result) == energy.CANDIDATES
     assert bool((energies.diff() >= -1e-5).all())
+
+
+def test_plans_are_clear_where_they_keep_the_radius_between_tokens_too():
+    """Two tokens on either side of a disc touch it half way; a second plan passes it just outside of the radius."""
+    space = TrajectorySpace(2, ("x", "y", "vx", "vy"), position=("x", "y"))
+    world = types.SimpleNamespace(obstacles=(Disc(0.0, 0.0, 0.3),), radius=0.2)
+    pair = Pair((-1.0, 0.0), (1.0, 0.0), 0)
+    clear = []
+    for height in (0.0, 0.49, 0.51):
+        way = np.array([[[-1.0, height, 9.0, 9.0], [1.0, height, 9.0, 9.0]]])
+        planner = types.SimpleNamespace(
+            space=space, plan=lambda *_, way=way, **__: types.SimpleNamespace(trajectories=way)
+        )
+        clear.append(energy.plans_keep_clear(planner, world, [pair]).rate)
+    assert clear == [0.0, 0.0, 1.0]

@@ -40,7 +40,16 @@ KINDS = (
     "Autoregressive",
 )
 CONSTANTS = {"reward": -2 * math.log(2)}  # N(m, 2C) under the reward that halves its covariance integrates to 1/4
-PAIRS = list(itertools.combinations(KINDS, 2))
+COSTLY = {
+    "callable score", "Diffusion", "NCSN", "network VP v", "FlowMatching", "FlowMatching by optimal transport",
+    "ContinuousFlow", "Glow", "Autoregressive",
+}  # fmt: skip
+"""Seconds a draw. Each of them times every other kind is quick enough for every run, each times each other is slow."""
+
+PAIRS = [
+    pytest.param(*pair, marks=pytest.mark.slow if COSTLY.issuperset(pair) else (), id=" * ".join(pair))
+    for pair in itertools.combinations(KINDS, 2)
+]
 
 
 def whitened(x, covariance):
@@ -80,7 +89,7 @@ def drawn(term, n=DRAWS):
         return sample(term, n, sampler=sampler, seed=0, dtype=D, progress=False)
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS, ids=" * ".join)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_product_is_the_gaussians(first, second, judge):
     """Fourteen z-scores below 5 (false-positive rate 1e-5), MMD² below twice the largest of 50 exact sets.
 

@@ -172,6 +172,20 @@ PLANS = [
         "kept = not len(result)",
         law(test_policy.test_an_infeasible_plan_does_not_replace_a_feasible_one),
     ),
+    Mutation(
+        "obstacles start anew with every plan",
+        POLICY,
+        "clock=self.step * self._tick",
+        "clock=0.0 * self._tick",
+        law(test_policy.test_plans_are_told_the_time_since_the_reset),
+    ),
+    Mutation(
+        "a call's own obstacles stand still",
+        PLANNER,
+        "*later((*self.tasks, *tasks), clock)",
+        "*self.tasks, *tasks",
+        law(test_planner.test_obstacles_have_moved_by_the_clock_when_a_plan_begins, "task"),
+    ),
     Mutation("the plan is always at its beginning", POLICY, "self._since += 1", "self._since += 0", ACTIONS),
     Mutation("truncation ends", POLICY, "= bool(terminated), bool", "= bool(terminated or truncated), 0 * bool", ENDS),
     Mutation(

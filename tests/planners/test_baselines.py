@@ -34,6 +34,7 @@ from boltzmix.planners.checker import check
 from boltzmix.planners.obstacles import Box, Disc, Moving, Polygon
 from boltzmix.planners.planner import Planner
 from boltzmix.planners.space import TrajectorySpace
+from boltzmix.planners.tasks.avoid import Avoid
 from boltzmix.planners.tasks.rewards import Reward
 
 BOUNDS = ((-2.0, 2.0), (-2.0, 2.0))
@@ -596,6 +597,15 @@ def test_the_gradient_planner_sees_obstacles_move():
     result = GradientPlanner(SPACE, obstacles=(leaving,), bounds=((-9, 9), (-9, 9))).plan(START, GOAL, seed=0)
     assert result.status == "feasible", result.reasons
     assert result.path_lengths[0] < 2.02
+
+
+def test_obstacles_have_moved_by_the_clock():
+    """A disc that comes after the plan of 4.7 seconds stands in the way of one that begins then."""
+    coming = Moving(Disc(0.0, 0.0, 0.4), waypoints=[(5.0, 0.0, 9.0), (7.0, 0.0, 0.0)])
+    planner = StraightLine(SPACE, obstacles=(coming,))
+    assert planner.plan(START, GOAL).status == "feasible"
+    assert planner.plan(START, GOAL, clock=7.0).status == "infeasible"
+    assert StraightLine(SPACE).plan(START, GOAL, [Avoid(coming)], clock=7.0).status == "infeasible"
 
 
 # -------------------------------------------------------------------------------------------------------------- OMPL

@@ -9,6 +9,7 @@ import torch
 
 from boltzmix.compose import MCMC, SMC, Gaussian
 from boltzmix.compose.errors import NonFinite
+from boltzmix.planners.baselines import BestOfN, GuidanceOnly
 from boltzmix.planners.checker import check
 from boltzmix.planners.guided import Guidance, Guided, OutOfTime, correlation_root
 from boltzmix.planners.judgement import judge, merged
@@ -358,6 +359,23 @@ def test_an_obstacle_that_leaves_in_time_is_no_proof() -> None:
     assert planner(obstacles=[leaving]).plan(START, GOAL, seed=0).status == "feasible"
     staying = planner(obstacles=[Moving(Disc(1.0, 0.0, 0.2), velocity=(0.0, 0.01))]).plan(START, GOAL)
     assert staying.reasons[0].startswith("goal:")
+
+
+@pytest.mark.parametrize("where", ["planner", "task", "best of n", "guidance only"])
+def test_obstacles_have_moved_by_the_clock_when_a_plan_begins(where: str) -> None:
+    """On the goal from second 3 on, wherever the obstacle is said."""
+    coming = Moving(Disc(1.0, 0.0, 0.2), waypoints=[(0.0, 0.0, 9.0), (3.0, 0.0, 0.0)])
+    own = planner() if where == "task" else planner(obstacles=[coming])
+    wrapped = BestOfN(own, 4) if where == "best of n" else GuidanceOnly(own) if where == "guidance only" else own
+    tasks = [Avoid(coming)] if where == "task" else []
+    before = wrapped.plan(START, GOAL, tasks, seed=0)
+    assert before.status == "feasible", before.reasons
+    found = wrapped.plan(START, GOAL, tasks, seed=0, clock=3.0)
+    assert found.status == "infeasible"
+    if where != "best of n":  # whose draws are blind, and judged
+        assert found.reasons[0].startswith("goal: (1, 0) is 0.2 m inside")
+    with pytest.raises(ValueError, match="clock is a finite number"):
+        wrapped.plan(START, GOAL, tasks, clock=float("nan"))
 
 
 # ---------------------------------------------------------------------- the flood fill

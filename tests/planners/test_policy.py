@@ -95,6 +95,17 @@ def test_a_new_plan_starts_from_the_rest_of_the_last_one() -> None:
     assert cold.planner.calls[1]["init"] is None
 
 
+def test_plans_are_told_the_time_since_the_reset() -> None:
+    """In seconds of the environment, by which obstacles have moved."""
+    own = policy(replan_every=6)
+    for _ in range(13):
+        own.act(observation())
+    np.testing.assert_allclose([call["clock"] for call in own.planner.calls], [0.0, 0.6, 1.2])
+    own.reset()
+    own.act(observation())
+    assert own.planner.calls[-1]["clock"] == 0.0
+
+
 def test_the_rest_of_a_plan_is_at_rest_where_it_ends() -> None:
     space = TrajectorySpace(3, ("x", "y", "vx", "vy"), ("ax", "ay"), dt=1.0)
     own = RecedingHorizonPolicy(Line(space), PD(1.0, 0.0), goal=[0.0] * 4)
