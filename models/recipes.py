@@ -305,7 +305,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "pointmaze-umaze": _maze("umaze", (1.5, 1.5), 32, 11, 0.87, 4_000, net=_FINE),
     "pointmaze-medium": _maze("medium", (3.0, 3.0), 64, 9, 1.7, 4_500, net=_COARSE, shipped=False),
-    "pointmaze-large": _maze("large", (5.0, 3.5), 80, 12, 2.2, 5_000, net=_COARSE, shipped=False),
+    "pointmaze-large": _maze("large", (5.0, 3.5), 80, 12, 2.2, 12_000, net=_COARSE, shipped=False),
 }
 NAMES = tuple(RECIPES)
 SHIPPED = tuple(name for name, recipe in RECIPES.items() if recipe.shipped)
