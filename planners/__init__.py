@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from boltzmix.planners.obstacles import Polygon as Polygon
     from boltzmix.planners.obstacles import Union as Union
     from boltzmix.planners.planner import Planner as Planner
-    from boltzmix.planners.planner import corrected as corrected
     from boltzmix.planners.policy import Episode as Episode
     from boltzmix.planners.policy import RecedingHorizonPolicy as RecedingHorizonPolicy
     from boltzmix.planners.policy import rollout as rollout
     from boltzmix.planners.result import PlanResult as PlanResult
+    from boltzmix.planners.rounds import corrected as corrected
     from boltzmix.planners.space import TrajectorySpace as TrajectorySpace
     from boltzmix.planners.stitching import stitched as stitched
     from boltzmix.planners.tasks.avoid import Avoid as Avoid
@@ -84,7 +84,7 @@ _NAMES = {
     "Minimise": "minimise",
     "Planner": "planner",
     "stitched": "stitching",
-    "corrected": "planner",
+    "corrected": "rounds",
     "PlanResult": "result",
     "RecedingHorizonPolicy": "policy",
     "Episode": "policy",

@@ -14,7 +14,8 @@ from boltzmix.benchmarks.runner import Settings
 from boltzmix.compose.term import Term
 from boltzmix.planners import PD, InverseDynamics, OwnActions, RecedingHorizonPolicy, baselines
 from boltzmix.planners.guided import Guidance
-from boltzmix.planners.planner import Planner, corrected
+from boltzmix.planners.planner import Planner
+from boltzmix.planners.rounds import corrected
 from boltzmix.planners.space import TrajectorySpace
 
 OURS = "boltzmix"

@@ -5,10 +5,11 @@ import pytest
 from tests.mutations.harness import Mutation, law, verify
 from tests.planners import test_controllers, test_known, test_planner, test_policy, test_stitching
 
-KNOWN, GUIDED, JUDGE, PLANNER, PROBLEM, REACH, STITCH, POLICY, CONTROL = (
+KNOWN, GUIDED, JUDGE, PLANNER, ROUNDS, PROBLEM, REACH, STITCH, POLICY, CONTROL = (
     f"boltzmix.planners.{name}"
     for name in (
-        "known", "guided", "judgement", "planner", "problem", "reachability", "stitching", "policy", "controllers"
+        "known", "guided", "judgement", "planner", "rounds", "problem", "reachability", "stitching", "policy",
+        "controllers",
     )
 )  # fmt: skip
 
@@ -87,28 +88,28 @@ PLANS = [
     ),
     Mutation(
         "starts come from nowhere in particular",
-        PLANNER,
+        ROUNDS,
         "len(self.held.free), generator=self.generator,",
         "len(self.held.free),",
         SEEDS,
     ),
     Mutation(
         "warm starts forget what they start from",
-        PLANNER,
+        ROUNDS,
         "states = init + sigmas[0] * noise",
         "states = 0 * init + sigmas[0] * noise",
         law(test_planner.test_a_warm_start_stays_near_what_it_starts_from),
     ),
     Mutation(
         "one candidate is counted",
-        PLANNER,
+        ROUNDS,
         "self.evaluations += round(used * self.count)",
         "self.evaluations += round(used)",
         law(test_planner.test_evaluations_are_counted),
     ),
     Mutation(
         "exact samplers do not see tasks",
-        PLANNER,
+        ROUNDS,
         "Product([(given, 1.0), *held]) if held else given",
         "given",
         law(test_planner.test_other_samplers_take_the_plain_product),

@@ -15,8 +15,9 @@ from boltzmix.planners.guided import Guidance, Guided, OutOfTime, correlation_ro
 from boltzmix.planners.judgement import judge, merged
 from boltzmix.planners.known import Held, hold
 from boltzmix.planners.obstacles import Box, Disc, Moving
-from boltzmix.planners.planner import Planner, corrected, karras
+from boltzmix.planners.planner import Planner
 from boltzmix.planners.reachability import Reachability, components
+from boltzmix.planners.rounds import corrected, karras
 from boltzmix.planners.space import TrajectorySpace
 from boltzmix.planners.tasks import Avoid, Constraint, Goal, Reach, Reward, Waypoint
 from tests.planners.twins import GaussianTwin, smooth
