@@ -5,6 +5,7 @@ exact composite has :math:`p(N) N^{-kw} (N)_k \\rho_N` (:mod:`boltzmix.benchmark
 every place may be far from it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -13,9 +14,10 @@ from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.scenes.accuracy import requests
 from boltzmix.benchmarks.scenes.judges import CountDistance, count_distance, diversity, image_error, match
 from boltzmix.benchmarks.scenes.law import count_law
-from boltzmix.benchmarks.scenes.methods import Method, draw
+from boltzmix.benchmarks.scenes.methods import Method, draw, visible
 from boltzmix.benchmarks.scenes.parser import parse
 from boltzmix.benchmarks.scenes.requests import Requests
+from boltzmix.compose import Reverse, sample
 from boltzmix.compose.term import Term
 from boltzmix.models.data.scenes import Scenes
 
@@ -83,3 +85,36 @@ def prior(
         f"floor {found.floor:.3f}; mean N {found.mean:.2f}, exact {found.exact_mean:.2f}; {drawn.evaluations:.0f} "
         f"evaluations; clean {float(parsed.clean.float().mean()):.3f}; n = {pictures}",
     )
+
+
+def restarted(
+    report: Report, model: Term, scenes: Scenes, levels: Sequence[float], evaluations: int, n: int, seed: int
+) -> None:
+    """At which noise the model loses its count: reverse diffusion from real scenes, noised to a level.
+
+    Below the level at which a picture has decided how many objects it holds, the count that comes out is that of the
+    scene; above it, only an exact score keeps the law of N. The same scenes for all levels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layouts = scenes.layouts(n, generator)
+    x, rows = scenes.render(layouts), 128
+    for top in levels:
+        noised = x + top * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1))
+        sampler = Reverse(sigmas=visible(evaluations, top=top), solver="ddpm")
+        drawn = [
+            sample(model, len(part), sampler=sampler, init=part, seed=seed * 1009 + k, progress=False).x
+            for k, part in enumerate(noised.split(rows))
+        ]
+        parsed = parse(torch.cat(drawn), scenes)
+        most = int(max(parsed.count.max(), layouts.count.max())) + 1
+        came, went = (torch.bincount(count, minlength=most) / n for count in (parsed.count, layouts.count))
+        tv = 0.5 * float((came - went).abs().sum())
+        kept = float((parsed.count == layouts.count).float().mean())
+        shares = ", ".join(f"{float(share):.3f}" for share in came)
+        report.tell(
+            "N after noise and back, without conditions",
+            f"from σ = {top:g}: total variation of N",
+            tv,
+            f"to the same {n} scenes; the number stays in {kept:.3f}; shares of N = 0, 1, …: {shares}; "
+            f"{evaluations} evaluations",
+        )

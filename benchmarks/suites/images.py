@@ -216,10 +216,13 @@ def _told(k: int, held: bool) -> str:
 
 
 def _prior(report: Report, settings: Settings) -> None:
-    """What of the error in N is the network's own."""
+    """What of the error in N is the network's own, whatever the number of steps, and at which noise it arises."""
     model, scenes = _model(settings)
-    budget, n = settings.size(_EVALUATIONS, 20), settings.size(400, 32)
-    counts.prior(report, METHODS["reverse"], model, scenes, budget, n, settings.seeds[0])
+    budget, n, seed = settings.size(_EVALUATIONS, 10), settings.size(512, 32), settings.seeds[0]
+    for times in (1, 4) if not settings.quick else (1,):
+        counts.prior(report, METHODS["reverse"], model, scenes, times * budget, n, seed)
+    levels = (8.0, 5.0, 3.0, 2.0, 1.0) if not settings.quick else (2.0, 0.2)
+    counts.restarted(report, model, scenes, levels, budget, n, seed)
 
 
 def _counts(report: Report, settings: Settings, k: int, power: float) -> None:

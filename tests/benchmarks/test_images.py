@@ -223,3 +223,24 @@ def test_models_that_are_told_everything_are_asked_for_everything():
             assert math.isclose(float(chosen["x"][i, j]), float(asked.position[i, j, 0]), abs_tol=1e-4)
     named = Requests(asked.position, torch.full_like(asked.shape, 2), asked.color)
     assert (accuracy._attributes(layouts, named)["shape"] == 2).all()
+
+
+def test_the_number_of_objects_stays_below_the_level_at_which_it_is_decided():
+    """A mixture of the very scenes has their exact score: little noise keeps every number, much noise the law of N."""
+    report = Report("images", "test")
+    report.section = "counts-prior"
+    layouts = SCENES.layouts(24, torch.Generator().manual_seed(3))
+
+    def mixture(pictures):
+        return bm.mixture([bm.Gaussian(x, 4e-4) for x in pictures], [1 / 24] * 24)
+
+    exact = mixture(SCENES.render(layouts))
+    counts.restarted(report, exact, SCENES, (0.3, 30.0), 12, 24, seed=3)
+    near, far = report.rows
+    assert near.value == 0.0
+    assert "stays in 1.000" in near.note
+    assert 0.0 < far.value < 0.35  # 24 draws of a law of three values
+    assert "stays in 1.000" not in far.note
+    with_two = mixture(SCENES.render(SCENES.layouts(24, count=2)))
+    counts.restarted(report, with_two, SCENES, (30.0,), 12, 24, seed=3)
+    assert report.rows[-1].value > 0.4  # a model that knows scenes of two alone
