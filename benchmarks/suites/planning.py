@@ -14,7 +14,18 @@ from boltzmix.benchmarks.runner import Section, Settings, run_sections
 
 MAZES = ("pointmaze-umaze", "pointmaze-medium", "pointmaze-large")
 BASELINES = tuple(f"{maze}-baselines" for maze in MAZES)
-PARTS = (*MAZES, *BASELINES, "constraints", "compute", "rewards", "joint", "energy", "realtime", "infeasible")
+PARTS = (
+    *MAZES,
+    *BASELINES,
+    "constraints",
+    "compute",
+    "rewards",
+    "conditions",
+    "joint",
+    "energy",
+    "realtime",
+    "infeasible",
+)
 """Names for ``--only``; ``mazes`` stands for the first six."""
 
 

@@ -150,7 +150,7 @@ class ObstacleWorld:
         dense = _dense(tau[..., :2])
         keep = free.any(1) & (self._gap(dense[:, None], discs)[:, 0].amin(1) > 0) & (dense.abs().amax((1, 2)) < 1)
         keep &= tau[..., 4:].abs().amax((1, 2)) <= self.push
-        return tau[keep], _said(tau)[keep], discs[keep]
+        return tau[keep], described(tau)[keep], discs[keep]
 
     def _gap(self, path: Tensor, discs: Tensor) -> Tensor:
         """Distance to the nearest disc less radius and clearance, ``(n, a, t)``; inf without discs."""
@@ -192,8 +192,8 @@ def _dense(position: Tensor) -> Tensor:
     return torch.cat([steps.flatten(1, 2), position[:, -1:]], 1)
 
 
-def _said(tau: Tensor) -> Tensor:
-    """Directness and side of each trajectory, ``(n, 2)``."""
+def described(tau: Tensor) -> Tensor:
+    """What is said of physical trajectories ``(n, H, D)``: directness, and the index of the side in :data:`SIDES`."""
     position = tau[..., :2]
     length = position.diff(dim=1).norm(dim=2).sum(1)
     across = position[:, -1] - position[:, 0]

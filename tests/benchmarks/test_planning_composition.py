@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from boltzmix.benchmarks.planning import energy, joint, rewards
+from boltzmix.benchmarks.planning import conditions, energy, joint, rewards
 from boltzmix.benchmarks.planning.episodes import Pair
+from boltzmix.benchmarks.report import Report
+from boltzmix.benchmarks.runner import Settings
 from boltzmix.compose import Gaussian
 from boltzmix.planners import Minimise, TrajectorySpace
 from boltzmix.planners.obstacles import Disc
@@ -120,3 +122,34 @@ def test_plans_are_clear_where_they_keep_the_radius_between_tokens_too():
         )
         clear.append(energy.plans_keep_clear(planner, world, [pair]).rate)
     assert clear == [0.0, 0.0, 1.0]
+
+
+# ----------------------------------------------------------------------------------------------- conditions and values
+
+
+def test_the_tilted_mean_is_that_of_a_gaussian_tilt():
+    """Without a tilt it is the mean; a weak one adds var(R) / β to it; the error is of the right size."""
+    x, _ = conditions.obstacles(4000, torch.Generator().manual_seed(1))
+    r = conditions.height(x * conditions._SCALE + conditions._LOC).double()
+    plain, error = conditions.tilted_mean(4000, 1, beta=1e9)
+    assert plain == pytest.approx(float(r.mean()), abs=1e-6)
+    assert error == pytest.approx(float(r.std()) / 4000**0.5, rel=0.01)
+    weak, _ = conditions.tilted_mean(4000, 1, beta=10.0)
+    assert weak - plain == pytest.approx(float(r.var()) / 10.0, rel=0.02)
+
+
+def test_conditions_and_values_are_told_for_every_draw():
+    report = Report("planning", "test")
+    report.section = "conditions"
+    conditions.run(report, Settings(quick=True, seeds=(0,)))
+    rows = {(row.task, row.quantity): row for row in report.rows}
+    left = rows["seed 0: skill, left", "prior alone: share that bends so"].value
+    assert rows["seed 0: skill, left", "asked, power 2: share that bends so"].value > left
+    low, high = (rows["seed 0: directness", f"asked for {value}: mean"].value for value in ("0.6", "1"))
+    assert low < high
+    tilt = "seed 0: height tilted by exp(R / 0.25 m)"
+    exact, plain = (rows[tilt, name].value for name in ("data, weighed: mean, m", "prior alone: mean, m"))
+    for what in ("log of the mean exponential", "mean return (Diffuser)"):
+        found = rows[tilt, f"prior × value, {what}: mean, m"].value
+        share = rows[tilt, f"prior × value, {what}: share of the way to the exact mean"].value
+        assert share == pytest.approx((found - plain) / (exact - plain))

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.benchmarks import test_planning as laws
-from tests.mutations.harness import Mutation, verify
+from tests.benchmarks import test_planning_composition as parts
+from tests.mutations.harness import Mutation, law, verify
 
 PLANNING = "boltzmix.benchmarks.planning"
 PAIRED, PROBLEMS, EPISODES = f"{PLANNING}.paired", f"{PLANNING}.problems", f"{PLANNING}.episodes"
@@ -79,6 +80,20 @@ PLANTED = [
         "for e in episodes) / replans if replans",
         "for e in episodes) / len(episodes) if replans",
         laws.outcomes_are_paired_with_the_oracle,
+    ),
+    Mutation(
+        "a tilt the other way",
+        f"{PLANNING}.conditions",
+        "(r / beta).softmax(0)",
+        "(-r / beta).softmax(0)",
+        parts.test_the_tilted_mean_is_that_of_a_gaussian_tilt,
+    ),
+    Mutation(
+        "plans are looked at where their tokens are",
+        f"{PLANNING}.energy",
+        "torch.linspace(0.0, 1.0, 17,",
+        "torch.linspace(0.0, 1.0, 2,",
+        law(parts.test_plans_are_clear_where_they_keep_the_radius_between_tokens_too),
     ),
 ]
 
