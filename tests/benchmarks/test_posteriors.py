@@ -256,7 +256,13 @@ def judged(name, warmup, draws, seed=0):
     return suite.chains(model(name), seed, warmup, draws, compiled=False).found
 
 
-@pytest.mark.parametrize(("name", "draws"), [("eight_schools-eight_schools_noncentered", 150), ("garch-garch11", 100)])
+@pytest.mark.parametrize(
+    ("name", "draws"),
+    [
+        ("eight_schools-eight_schools_noncentered", 150),
+        pytest.param("garch-garch11", 100, marks=pytest.mark.slow),  # half a minute
+    ],
+)
 def test_moments_are_those_of_the_reference(name, draws):
     """Means and standard deviations of at most ten parameters: |z| < 4.5, false-positive rate 1.4e-4."""
     found = judged(name, 150, draws)

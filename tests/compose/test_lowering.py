@@ -1,6 +1,7 @@
 """Generated C++ against torch: every operation, on numbers that make trouble, in both precisions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -306,20 +307,22 @@ def _check(functions: dict[str, Callable[[Tensor], Tensor]], x: Tensor, lanes: i
     assert not wrong, wrong
 
 
-#: vectors of fewer chains than the processor holds, and full ones
-VECTORS = [
-    (torch.float32, 4, 2e-5),
-    pytest.param(torch.float64, 2, 1e-11, marks=pytest.mark.slow),  # a minute of a compiler's time each
-    (torch.float64, 8, 1e-11),
-]
+#: vectors of fewer chains than the processor holds, and full ones; half a minute of a compiler's time each, so that the
+#: two tests share the quick ones
+VECTORS = {"narrow": (torch.float32, 4, 2e-5), "narrower": (torch.float64, 2, 1e-11), "full": (torch.float64, 8, 1e-11)}
 
 
-@pytest.mark.parametrize(("dtype", "lanes", "near"), VECTORS)
+def vectors(quick: str) -> list[Any]:
+    """All of them, the others than ``quick`` marked slow."""
+    return [pytest.param(*v, marks=() if name == quick else pytest.mark.slow, id=name) for name, v in VECTORS.items()]
+
+
+@pytest.mark.parametrize(("dtype", "lanes", "near"), vectors("full"))
 def test_pointwise(dtype: torch.dtype, lanes: int, near: float) -> None:
     _check(POINTWISE, awkward(2 * lanes + 1, D, dtype), lanes, near)
 
 
-@pytest.mark.parametrize(("dtype", "lanes", "near"), VECTORS)
+@pytest.mark.parametrize(("dtype", "lanes", "near"), vectors("narrow"))
 def test_tensors(dtype: torch.dtype, lanes: int, near: float) -> None:
     generator = torch.Generator().manual_seed(4)
     _check(CALM, torch.randn(lanes + 1, D, generator=generator, dtype=dtype), lanes, near)
