@@ -17,10 +17,12 @@ import statistics
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from boltzmix.benchmarks.planning.priors import MissingWeights, prior_of
+from boltzmix.benchmarks.planning.rewards import questions
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.benchmarks.shares import share
@@ -28,6 +30,8 @@ from boltzmix.compose import Reverse, sample
 from boltzmix.compose.errors import SamplingWarning
 from boltzmix.compose.term import Term
 from boltzmix.models.data.obstacle_world import SIDES, TRAJECTORY, described, obstacles
+from boltzmix.planners.planner import Planner
+from boltzmix.planners.space import TrajectorySpace
 
 NAME = "obstacles"
 BETA = 0.25
@@ -36,9 +40,7 @@ BETA = 0.25
 STEPS = 3000
 """Of training a value, about half a minute on one core."""
 
-POWERS = (1.0, 2.0)
-WANTED = 0.9
-"""Share of the draws that should bend as they were asked to, at the larger power."""
+POWERS = (1.0, 2.0, 4.0)
 
 LEVELS = 30
 _LOC, _SCALE = torch.tensor(TRAJECTORY["loc"]), torch.tensor(TRAJECTORY["scale"])
@@ -56,6 +58,17 @@ def drawn(term: Term, n: int, seed: int) -> Tensor:
         x = sample(term, n, sampler=Reverse(steps=LEVELS, solver="ddpm"), seed=seed, progress=False).x
     assert isinstance(x, Tensor)
     return x * _SCALE + _LOC
+
+
+def planned(prior: Term, n: int, seed: int) -> Tensor:
+    """Physical plans ``(n, H, D)`` between random starts, at rest, and goals; nothing else is asked."""
+    space = TrajectorySpace.of(prior)
+    planner = Planner(prior, space, candidates=1)
+    asked = questions(range(1000 * seed, 1000 * seed + n), space.bounds)
+    starts = torch.zeros(n, len(space.state), dtype=torch.float64)
+    starts[:, space.columns(space.position)] = torch.tensor([q.start for q in asked], dtype=torch.float64)
+    results = planner.plan_many(starts.numpy(), [q.goal for q in asked], seed=seed)
+    return torch.as_tensor(np.stack([result.best for result in results])).float()
 
 
 def tilted_mean(n: int, seed: int, beta: float = BETA) -> tuple[float, float]:
@@ -93,30 +106,31 @@ def run(report: Report, settings: Settings) -> None:
             continue
         n = settings.size(500, 16)
         plain = drawn(prior, n, seed)
-        skills(report, prior, plain, n, seed)
-        returns(report, prior, plain, n, seed)
+        skills(report, prior, n, seed)
+        returns(report, prior, n, seed)
         report.keep()
         values(report, prior, plain, settings.size(STEPS, 20), settings.size(100_000, 500), n, seed)
 
 
-def skills(report: Report, prior: Any, plain: Tensor, n: int, seed: int) -> None:
-    """To the side that was asked for."""
+def skills(report: Report, prior: Any, n: int, seed: int) -> None:
+    """To the side that was asked for, between ends that are known."""
     for index, side in enumerate(SIDES):
         task = f"seed {seed}: skill, {side}"
-        base = share(described(plain)[:, 1] == index)
+        base = share(described(planned(prior, n, seed))[:, 1] == index)
         report.tell(task, "prior alone: share that bends so", base.rate, _interval(base))
         for power in POWERS:
-            found = share(described(drawn(_asked(prior, power, skill=side), n, seed))[:, 1] == index)
+            found = share(described(planned(_asked(prior, power, skill=side), n, seed))[:, 1] == index)
             report.tell(task, f"asked, power {power:g}: share that bends so", found.rate, _interval(found))
-        report.check(task, f"share that bends so, power {power:g}", found.rate, "≥", WANTED)
+            apart = found.low > base.high
+            report.state(task, f"asked, power {power:g}: above the prior's", apart, "intervals apart")
 
 
-def returns(report: Report, prior: Any, plain: Tensor, n: int, seed: int) -> None:
-    """As direct as was asked for."""
-    report.tell(f"seed {seed}: directness", "prior alone: mean", *_mean(described(plain)[:, 0]))
+def returns(report: Report, prior: Any, n: int, seed: int) -> None:
+    """As direct as was asked for, between ends that are known."""
+    report.tell(f"seed {seed}: directness", "prior alone: mean", *_mean(described(planned(prior, n, seed))[:, 0]))
     means = []
     for asked in (0.6, 0.8, 1.0):
-        found = described(drawn(_asked(prior, POWERS[0], returns=asked), n, seed))[:, 0]
+        found = described(planned(_asked(prior, POWERS[0], returns=asked), n, seed))[:, 0]
         report.tell(f"seed {seed}: directness", f"asked for {asked:g}: mean", *_mean(found))
         means.append(float(found.mean()))
     rising = all(b > a for a, b in itertools.pairwise(means))
