@@ -101,10 +101,11 @@ def restarted(
     for top in levels:
         noised = x + top * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 1))
         sampler = Reverse(sigmas=visible(evaluations, top=top), solver="ddpm")
-        drawn = [
-            sample(model, len(part), sampler=sampler, init=part, seed=seed * 1009 + k, progress=False).x
-            for k, part in enumerate(noised.split(rows))
-        ]
+        drawn = []
+        for k, part in enumerate(noised.split(rows)):
+            found = sample(model, len(part), sampler=sampler, init=part, seed=seed * 1009 + k, progress=False).x
+            assert isinstance(found, torch.Tensor)
+            drawn.append(found)
         parsed = parse(torch.cat(drawn), scenes)
         most = int(max(parsed.count.max(), layouts.count.max())) + 1
         came, went = (torch.bincount(count, minlength=most) / n for count in (parsed.count, layouts.count))
