@@ -14,6 +14,16 @@ _MARKS = "osD^vP*X"
 _LOWEST = -11.0
 
 
+def logarithmic(axes: Any) -> None:
+    """A logarithmic x axis over a decade or two, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def error_curves(figure: Any, curves: Curves, floors: Mapping[str, tuple[float, float]]) -> None:
     """ln MMD² and mode-mass error against evaluations, each point the mean over seeds, bars the extremes."""
     figure.set_size_inches(10.5, 5)

@@ -21,6 +21,7 @@ from boltzmix.benchmarks.planning import methods
 from boltzmix.benchmarks.planning.paired import mcnemar
 from boltzmix.benchmarks.planning.priors import MissingWeights, prior_of, provenance
 from boltzmix.benchmarks.planning.problems import FAMILIES, Problem, problems
+from boltzmix.benchmarks.plots import logarithmic
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.benchmarks.shares import Share, share
@@ -195,7 +196,7 @@ def curve(report: Report, task: str) -> Callable[[Any], None]:
         left.set_xlabel("evaluations of the prior for one problem")
         right.set_xlabel("CPU milliseconds for one problem, median")
         for axes in (left, right):
-            axes.set_xscale("log")
+            logarithmic(axes)
             axes.axhline(TARGET, color="0.5", linestyle=":")
             axes.set_ylim(-0.03, 1.03)
             axes.grid(alpha=0.3)

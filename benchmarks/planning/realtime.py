@@ -13,6 +13,7 @@ from boltzmix.benchmarks.planning import methods
 from boltzmix.benchmarks.planning.episodes import Episode, run_all
 from boltzmix.benchmarks.planning.mazes import REPORTED, hard_pairs, tell
 from boltzmix.benchmarks.planning.priors import MissingWeights
+from boltzmix.benchmarks.plots import logarithmic
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.compose.errors import MissingExtra
@@ -82,20 +83,22 @@ def curve(report: Report) -> Callable[[Any], None]:
     def paint(figure: Any) -> None:
         figure.set_size_inches(9, 3.8)
         left, right = figure.subplots(1, 2)
-        for name, points in report.curves.get(TASK, {}).items():
+        for number, (name, points) in enumerate(report.curves.get(TASK, {}).items()):
             point = points[-1]
             x = 1e3 * point["p50"]
             spread = [[point["rate"] - point["low"]], [point["high"] - point["rate"]]]
             left.errorbar([x], [point["rate"]], yerr=spread, marker="o", capsize=3)
-            left.annotate(name, (x, point["low"]), textcoords="offset points", xytext=(0, -12), fontsize=8, ha="center")
+            below = {"xytext": (0, -12 - 12 * (number % 3)), "textcoords": "offset points"}
+            left.annotate(name, (x, point["low"]), fontsize=8, ha="center", **below)
             right.plot([x], [point["cost"]], "o")
-            right.annotate(name, (x, point["cost"]), textcoords="offset points", xytext=(4, 4), fontsize=8)
+            right.annotate(name, (x, point["cost"]), textcoords="offset points", xytext=(0, 6), fontsize=8, ha="center")
         left.set_ylabel("success")
-        left.set_ylim(-0.1, 1.05)
         right.set_ylabel("path cost over the oracle's, median")
         for axes in (left, right):
-            axes.set_xscale("log")
+            logarithmic(axes)
             axes.set_xlabel("milliseconds for a replan, median")
+            axes.margins(x=0.12, y=0.12)
             axes.grid(alpha=0.3)
+        left.set_ylim(-0.1, 1.05)
 
     return paint

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boltzmix.benchmarks.plots import logarithmic
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.scenes.methods import METHODS, draw, in_chunks
 from boltzmix.benchmarks.scenes.negation import factor, ink_in_region, redness
@@ -26,7 +27,7 @@ def curve(report: Report, task: str, value: str, label: str) -> Callable[[Any], 
         for name, points in report.curves.get(task, {}).items():
             ordered = sorted(points, key=lambda point: point["evaluations"])
             axes.plot([p["evaluations"] for p in ordered], [p[value] for p in ordered], "o-", label=name)
-        axes.set_xscale("log")
+        logarithmic(axes)
         axes.set_xlabel("evaluations of the formula for one picture")
         axes.set_ylabel(label)
         axes.set_title(task)
