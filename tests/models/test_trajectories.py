@@ -530,9 +530,9 @@ def test_sides_are_those_that_one_sees():
     t = torch.linspace(0, 1, 32)
     paths = [torch.stack([t, height * (math.pi * t).sin()], 1) for height in (0.4, 0.0, -0.4)]
     tau = torch.cat([torch.stack(paths), torch.zeros(3, 32, 4)], 2)
-    from boltzmix.models.data.obstacle_world import SIDES, _said
+    from boltzmix.models.data.obstacle_world import SIDES, described
 
-    rows = _said(tau)
+    rows = described(tau)
     assert [SIDES[int(side)] for side in rows[:, 1]] == ["left", "straight", "right"]
     assert rows[1, 0] == pytest.approx(1.0, abs=1e-4)
     assert rows[0, 0] == pytest.approx(rows[2, 0].item())
