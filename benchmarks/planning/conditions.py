@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boltzmix.benchmarks.planning.priors import MissingWeights, prior_of
+from boltzmix.benchmarks.planning.constraints import at_rest, interval
+from boltzmix.benchmarks.planning.priors import trained
+from boltzmix.benchmarks.planning.rewards import height as height_over
 from boltzmix.benchmarks.planning.rewards import questions
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
@@ -43,12 +45,8 @@ STEPS = 3000
 POWERS = (1.0, 2.0, 4.0)
 
 LEVELS = 30
-_LOC, _SCALE = torch.tensor(TRAJECTORY["loc"]), torch.tensor(TRAJECTORY["scale"])
-
-
-def height(tau: Tensor) -> Tensor:
-    """Mean of y, metres, of physical trajectories: ``(n, H, D)`` to ``(n,)``."""
-    return tau[..., 1].mean(1)
+SPACE = TrajectorySpace.from_dict(TRAJECTORY)
+height = height_over(SPACE)
 
 
 def drawn(term: Term, n: int, seed: int) -> Tensor:
@@ -57,24 +55,22 @@ def drawn(term: Term, n: int, seed: int) -> Tensor:
         warnings.simplefilter("ignore", SamplingWarning)  # of the value's path, which is what is measured
         x = sample(term, n, sampler=Reverse(steps=LEVELS, solver="ddpm"), seed=seed, progress=False).x
     assert isinstance(x, Tensor)
-    return x * _SCALE + _LOC
+    return SPACE.physical(x)
 
 
 def planned(prior: Term, n: int, seed: int) -> Tensor:
     """Physical plans ``(n, H, D)`` between random starts, at rest, and goals; nothing else is asked."""
-    space = TrajectorySpace.of(prior)
-    planner = Planner(prior, space, candidates=1)
-    asked = questions(range(1000 * seed, 1000 * seed + n), space.bounds)
-    starts = torch.zeros(n, len(space.state), dtype=torch.float64)
-    starts[:, space.columns(space.position)] = torch.tensor([q.start for q in asked], dtype=torch.float64)
-    results = planner.plan_many(starts.numpy(), [q.goal for q in asked], seed=seed)
+    planner = Planner(prior, SPACE, candidates=1)
+    asked = questions(range(1000 * seed, 1000 * seed + n), SPACE.bounds)
+    starts = np.stack([at_rest(q.start, SPACE) for q in asked])
+    results = planner.plan_many(starts, [q.goal for q in asked], seed=seed)
     return torch.as_tensor(np.stack([result.best for result in results])).float()
 
 
 def tilted_mean(n: int, seed: int, beta: float = BETA) -> tuple[float, float]:
     """The mean of R under the data tilted by e^{R/β}, self-normalised, and its standard error."""
     x, _ = obstacles(n, torch.Generator().manual_seed(seed))
-    r = height(x * _SCALE + _LOC).double()
+    r = height(SPACE.physical(x)).double()
     weight = (r / beta).softmax(0)
     mean = float((weight * r).sum())
     return mean, float((weight.square() * (r - mean).square()).sum().sqrt())
@@ -88,46 +84,40 @@ def value_of(kind: str, seed: int = 0, steps: int = STEPS) -> Any:
 
     def stream(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, _ = obstacles(n, generator)
-        return x, height(x * _SCALE + _LOC)
+        return x, height(SPACE.physical(x))
 
-    shape = (TRAJECTORY["horizon"], len(_LOC))
-    model = seeded(lambda: Returns(shape, beta=BETA, kind=kind, sigma_range=(0.01, 20.0), hidden=128), seed)  # pyright: ignore[reportArgumentType]
+    model = seeded(lambda: Returns(SPACE.shape, beta=BETA, kind=kind, sigma_range=(0.01, 20.0), hidden=128), seed)  # pyright: ignore[reportArgumentType]
     fit(model, stream, steps=steps, batch_size=256, lr=2e-3, ema=0.997, seed=seed, progress=False)
     return model.eval().requires_grad_(False)
 
 
 def run(report: Report, settings: Settings) -> None:
     """Skills, returns, values."""
-    for seed in settings.seeds:
-        try:
-            prior = prior_of(NAME, seed)
-        except MissingWeights as error:
-            report.skip(f"{NAME}, training seed {seed}", str(error))
-            continue
+    for seed, prior in trained(report, NAME, settings.seeds):
         n = settings.size(500, 16)
-        plain = drawn(prior, n, seed)
-        skills(report, prior, n, seed)
-        returns(report, prior, n, seed)
+        plain = described(planned(prior, n, seed))
+        skills(report, prior, plain[:, 1], n, seed)
+        returns(report, prior, plain[:, 0], n, seed)
         report.keep()
-        values(report, prior, plain, settings.size(STEPS, 20), settings.size(100_000, 500), n, seed)
+        values(report, prior, settings.size(STEPS, 20), settings.size(100_000, 500), n, seed)
 
 
-def skills(report: Report, prior: Any, n: int, seed: int) -> None:
+def skills(report: Report, prior: Any, plain: Tensor, n: int, seed: int) -> None:
     """To the side that was asked for, between ends that are known."""
     for index, side in enumerate(SIDES):
         task = f"seed {seed}: skill, {side}"
-        base = share(described(planned(prior, n, seed))[:, 1] == index)
-        report.tell(task, "prior alone: share that bends so", base.rate, _interval(base))
+        base = share(plain == index)
+        report.tell(task, "prior alone: share that bends so", base.rate, interval(base))
         for power in POWERS:
             found = share(described(planned(_asked(prior, power, skill=side), n, seed))[:, 1] == index)
-            report.tell(task, f"asked, power {power:g}: share that bends so", found.rate, _interval(found))
+            report.tell(task, f"asked, power {power:g}: share that bends so", found.rate, interval(found))
             apart = found.low > base.high
             report.state(task, f"asked, power {power:g}: above the prior's", apart, "intervals apart")
 
 
-def returns(report: Report, prior: Any, n: int, seed: int) -> None:
+def returns(report: Report, prior: Any, plain: Tensor, n: int, seed: int) -> None:
     """As direct as was asked for, between ends that are known."""
-    report.tell(f"seed {seed}: directness", "prior alone: mean", *_mean(described(planned(prior, n, seed))[:, 0]))
+    report.tell(f"seed {seed}: directness", "prior alone: mean", *_mean(plain))
     means = []
     for asked in (0.6, 0.8, 1.0):
         found = described(planned(_asked(prior, POWERS[0], returns=asked), n, seed))[:, 0]
@@ -137,12 +127,12 @@ def returns(report: Report, prior: Any, n: int, seed: int) -> None:
     report.state(f"seed {seed}: directness", "means in the order asked for", rising, "rising")
 
 
-def values(report: Report, prior: Term, plain: Tensor, steps: int, rows: int, n: int, seed: int) -> None:
+def values(report: Report, prior: Term, steps: int, rows: int, n: int, seed: int) -> None:
     """Higher, by as much as the tilt says."""
     task = f"seed {seed}: height tilted by exp(R / {BETA:g} m)"
     exact, error = tilted_mean(rows, seed + 5)
     report.tell(task, "data, weighed: mean, m", exact, f"± {error:.4f}, {rows} trajectories")
-    base = height(plain)
+    base = height(drawn(prior, n, seed))
     report.tell(task, "prior alone: mean, m", *_mean(base))
     for kind, what in (("soft", "log of the mean exponential"), ("mean", "mean return (Diffuser)")):
         found = height(drawn(prior * value_of(kind, seed, steps), n, seed))
@@ -159,10 +149,6 @@ def values(report: Report, prior: Term, plain: Tensor, steps: int, rows: int, n:
 
 def _asked(prior: Any, power: float, **condition: Any) -> Term:
     return prior * (prior.given(**condition) / prior) ** power
-
-
-def _interval(found: Any) -> str:
-    return f"[{found.low:.3f}, {found.high:.3f}], n = {found.n}"
 
 
 def _mean(values: Tensor) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from boltzmix.benchmarks.planning import methods
+from boltzmix.benchmarks.planning.constraints import at_rest
 from boltzmix.benchmarks.planning.episodes import Outcome, Pair, run_all
 from boltzmix.benchmarks.planning.mazes import REPORTED, hard_pairs, table, tell
 from boltzmix.benchmarks.planning.priors import MissingWeights
@@ -125,9 +126,7 @@ def plans_keep_clear(planner: Any, environment: Any, pairs: list[Pair]) -> Share
     """The share of pairs whose plan stays as far from every wall as the ball is wide, whatever the planner knows."""
     kept = []
     for pair in pairs:
-        start = torch.zeros(len(planner.space.state), dtype=torch.float64)  # at rest
-        start[:2] = torch.tensor(pair.start, dtype=torch.float64)
-        result = planner.plan(start.numpy(), pair.goal, seed=pair.seed)
+        result = planner.plan(at_rest(pair.start, planner.space), pair.goal, seed=pair.seed)
         way = torch.as_tensor(result.trajectories[0][:, planner.space.columns(planner.space.position)])
         steps = torch.linspace(0.0, 1.0, 17, dtype=way.dtype)[:, None, None]
         fine = torch.lerp(way[:-1], way[1:], steps).flatten(0, 1)

@@ -1,8 +1,10 @@
 """Which trained prior belongs to which environment, and where its weights are."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from boltzmix.benchmarks.planning.options import PRIORS
+from boltzmix.benchmarks.report import Report
 from boltzmix.compose.term import Term
 from boltzmix.models.load import WEIGHTS, card, load
 
@@ -49,6 +51,17 @@ def prior_of(environment: str, seed: int = 0) -> Term:
         raise ValueError(f"no prior belongs to {environment!r}; there are priors for {', '.join(PRIORS)}")
     path = find(name, seed)
     return load(name, path.parent)
+
+
+def trained(report: Report, environment: str, seeds: Sequence[int]) -> Iterator[tuple[int, Term]]:
+    """The priors of an environment by training seed; one that is missing is a visible row."""
+    for seed in seeds:
+        try:
+            prior = prior_of(environment, seed)
+        except MissingWeights as error:
+            report.skip(f"{environment}, training seed {seed}", str(error))
+        else:
+            yield seed, prior
 
 
 def provenance(environment: str, seed: int = 0) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from boltzmix.benchmarks.planning.paired import sign_flips
-from boltzmix.benchmarks.planning.priors import MissingWeights, prior_of
+from boltzmix.benchmarks.planning.priors import trained
 from boltzmix.benchmarks.report import Report
 from boltzmix.benchmarks.runner import Settings
 from boltzmix.compose.term import Term
@@ -188,12 +188,7 @@ def _mean(reward: Callable[[Tensor], Tensor], plans: Any) -> float:
 def run(report: Report, settings: Settings) -> None:
     """The prior of the obstacle world; its weights before and after."""
     name = "obstacles"
-    for seed in settings.seeds:
-        try:
-            prior = prior_of(name, seed)
-        except MissingWeights as error:
-            report.skip(f"{name}, training seed {seed}", str(error))
-            continue
+    for seed, prior in trained(report, name, settings.seeds):
         before = digest(prior)
         lines = ["| reward | goal | guided | plain prior | better on | p | feasible |", "|---|---|---|---|---|---|---|"]
         for row in rows(prior, Planner(prior), range(settings.size(40, 3))):

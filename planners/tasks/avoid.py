@@ -65,9 +65,12 @@ class Avoid(Task):
         self._groups = group(self.obstacles)
 
     def later(self, seconds: float) -> "Avoid":
-        """The same task with obstacles that have moved for ``seconds``."""
+        """The same task with obstacles that have moved for ``seconds``; itself where none of them moves."""
+        moved = tuple(obstacle.later(seconds) for obstacle in self.obstacles)
+        if all(new is old for new, old in zip(moved, self.obstacles, strict=True)):
+            return self
         twin = copy.copy(self)
-        twin.obstacles = tuple(obstacle.later(seconds) for obstacle in self.obstacles)
+        twin.obstacles = moved
         twin._groups = group(twin.obstacles)
         return twin
 

@@ -130,7 +130,7 @@ def test_plans_are_clear_where_they_keep_the_radius_between_tokens_too():
 def test_the_tilted_mean_is_that_of_a_gaussian_tilt():
     """Without a tilt it is the mean; a weak one adds var(R) / β to it; the error is of the right size."""
     x, _ = conditions.obstacles(4000, torch.Generator().manual_seed(1))
-    r = conditions.height(x * conditions._SCALE + conditions._LOC).double()
+    r = conditions.height(conditions.SPACE.physical(x)).double()
     plain, error = conditions.tilted_mean(4000, 1, beta=1e9)
     assert plain == pytest.approx(float(r.mean()), abs=1e-6)
     assert error == pytest.approx(float(r.std()) / 4000**0.5, rel=0.01)

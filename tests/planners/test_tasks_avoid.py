@@ -107,6 +107,9 @@ def test_one_that_moves_is_met_where_it_is_and_not_where_it_was():
     swap = Moving(Disc(1.0, 0.0, 0.1), velocity=(-1.0, 0.0))
     assert float(Avoid(swap).violation(tau, space)) == pytest.approx(0.1)
     assert float(Avoid(swap.later(5.0)).energy(tau, space)) == 0.0
+    assert float(Avoid(swap).later(5.0).energy(tau, space)) == 0.0
+    still = Avoid("disc:0,0,0.3")
+    assert still.later(5.0) is still
     crossing = Moving(Disc(0.5, 1.0, 0.1), velocity=(0.0, -1.0))
     assert float(Avoid(crossing).violation(tau, space)) == pytest.approx(0.0)
     assert float(Avoid(Disc(0.5, 0.0, 0.1)).violation(tau, space)) == pytest.approx(0.1)
