@@ -37,6 +37,7 @@ from boltzmix.compose.errors import NotNormalizable
 from boltzmix.compose.flat import FlatView, require_energy
 from boltzmix.compose.kernels.base import Kernel, State, Tune, check_kernel
 from boltzmix.compose.samplers.anneal import cloud_variance, nudged, scaled_step
+from boltzmix.compose.samplers.base import is_number
 from boltzmix.compose.samplers.ladder import Ladder
 from boltzmix.compose.samplers.path import strengths
 
@@ -53,8 +54,9 @@ class Corrector:
         steps: transitions at each level.
         snr: r, or None for steps that are given or adapted.
         view: of the term.
-        last: the lowest level at which it is called.
-        levels: what it did there.
+        last: the lowest level of the ladder.
+        between: the lowest and the highest level to correct.
+        levels: what it did, by level.
     """
 
     kernel: Kernel
@@ -62,8 +64,9 @@ class Corrector:
     snr: float | None
     view: FlatView
     last: float
+    between: tuple[float, float] = (0.0, math.inf)
     step_size: float = math.nan
-    levels: list[dict[str, Any]] = field(default_factory=list)
+    levels: dict[float, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse kernels that do not suit the term."""
@@ -71,6 +74,11 @@ class Corrector:
             require_energy(self.view, f"{type(self.kernel).__name__}()")
         self.kernel.check_columns(self.view.at(self.last))
         self.step_size = self.kernel.step_size or self.kernel.initial_step_size(self.view.dim)
+
+    def wanted(self, sigma: float) -> bool:
+        """Whether a level is to be corrected."""
+        low, high = self.between
+        return low <= sigma <= high
 
     def __call__(self, x: Tensor, sigma: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
         """States after the transitions at a level, and their scores there, for kernels that know them."""
@@ -85,9 +93,9 @@ class Corrector:
             divergences += int(info.divergent.sum())
             if kernel.step_size is None and self.snr is None:
                 self.step_size = nudged(kernel, self.step_size, rates[-1], len(x))
-        self.levels.append({
+        self.levels[sigma] = {
             "acceptance": math.fsum(rates) / len(rates), "divergences": divergences, "step_size": self.step_size,
-        })  # fmt: skip
+        }  # fmt: skip
         return state.x, state.score if kernel.uses_score else None
 
     def share(self, sigma: float) -> float | Tensor:
@@ -105,13 +113,13 @@ class Corrector:
         return total.reciprocal().to(self.view.dtype)
 
     def report(self, info: RunInfo) -> None:
-        """Add what was done to the report of a run, whose first level is not corrected."""
-        for level, found in zip(info.levels[1:], self.levels, strict=True):
-            level.update(found)
+        """Add what was done to the report of a run."""
+        for level in info.levels:
+            level.update(self.levels.get(level["sigma"], {}))
         if self.levels:
-            info.acceptance = math.fsum(found["acceptance"] for found in self.levels) / len(self.levels)
+            info.acceptance = math.fsum(found["acceptance"] for found in self.levels.values()) / len(self.levels)
             info.step_size = self.step_size
-        info.divergences += sum(found["divergences"] for found in self.levels)
+        info.divergences += sum(found["divergences"] for found in self.levels.values())
 
     def _tune(self, state: State, sigma: float) -> Tune:
         mass: Any = self.kernel.inverse_mass
@@ -135,7 +143,15 @@ def corrector_of(sampler: "Reverse", view: FlatView, ladder: Ladder) -> Correcto
     """What corrects the states of a run, if it is asked for."""
     if sampler.corrector is None:
         return None
-    return Corrector(sampler.corrector, sampler.corrections, sampler.snr, view, ladder.begins[-1])
+    corrector = Corrector(
+        sampler.corrector, sampler.corrections, sampler.snr, view, ladder.begins[-1], sampler.between or (0.0, math.inf)
+    )
+    if not any(corrector.wanted(sigma) for sigma in ladder.begins[1:]):
+        raise ValueError(
+            f"between={sampler.between} holds none of the levels that can be corrected, "
+            f"{ladder.begins[-1]:.3g} to {max(ladder.begins[1:], default=math.nan):.3g}"
+        )
+    return corrector
 
 
 def check_corrector(sampler: "Reverse") -> None:
@@ -151,9 +167,17 @@ def check_corrector(sampler: "Reverse") -> None:
     if snr is not None and (isinstance(snr, bool) or not isinstance(snr, (int, float)) or not 0 < snr < math.inf):
         raise ValueError(f"snr is a positive signal-to-noise ratio such as 0.16, got {snr!r}")
     if kernel is None:
-        if steps != 1 or snr is not None:
-            raise ValueError("corrections= and snr= are for a corrector: give one, e.g. corrector=UHMC(num_leapfrog=3)")
+        if steps != 1 or snr is not None or sampler.between is not None:
+            raise ValueError(
+                "corrections=, between= and snr= are for a corrector: give one, e.g. corrector=UHMC(num_leapfrog=3)"
+            )
         return
+    if sampler.between is not None:
+        low, high = sampler.between
+        if not all(is_number(v) for v in (low, high)) or not 0 <= low < high:
+            raise ValueError(
+                f"between is (lowest, highest) noise level, 0 <= lowest < highest, got {sampler.between!r}"
+            )
     check_kernel(kernel, "Reverse(corrector=…)")
     if snr is not None and (kernel.step_size is not None or not kernel.uses_score):
         raise ValueError(

@@ -79,6 +79,8 @@ class Reverse(Sampler):
             own bias; ``HMC``, ``GHMC``, ``MALA`` and ``Barker`` test their proposals, by line integrals where a term
             has a score alone.
         corrections: transitions of the corrector at each of these levels.
+        between: (lowest, highest) noise level that is corrected; None corrects all but the first. What a composite
+            looks like is decided in part of its levels, and that is where corrections are worth their evaluations.
         snr: signal-to-noise ratio that a corrector without a step size takes it from, in place of adapting it.
 
     Raises:
@@ -108,6 +110,7 @@ class Reverse(Sampler):
     clip: tuple[float, float] | None = None
     corrector: Kernel | None = None
     corrections: int = 1
+    between: tuple[float, float] | None = None
     snr: float | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +187,7 @@ class Reverse(Sampler):
                 score, share = None, 1.0
                 if correct is not None:
                     share = correct.share(sigma)
-                    if k:
+                    if k and correct.wanted(sigma):
                         x, score = correct(x, sigma, request.generator)
                 x, previous = self._step(view, x, ladder, k, previous, request.generator, score, share)
                 if ladder.carry is not None and ladder.carry[k] != 1.0:

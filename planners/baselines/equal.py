@@ -169,7 +169,7 @@ def _plain(planner: "Planner") -> "Planner":
     twin = copy.copy(planner)
     own = planner.sampler
     if isinstance(own, Reverse):
-        twin.sampler = replace(own, corrector=None, corrections=1, snr=None)
+        twin.sampler = replace(own, corrector=None, corrections=1, between=None, snr=None)
         twin.steps = own.steps
     else:
         twin.sampler = None

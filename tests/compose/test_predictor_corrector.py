@@ -7,6 +7,7 @@ exact miss in 0.3 % of seeds for each statistic.
 import math
 import statistics
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,6 +257,22 @@ def test_levels_say_what_was_done():
     assert draw.info.step_size == draw.info.levels[-1]["step_size"]
 
 
+def test_corrections_between_two_levels_alone():
+    target = scored(LEFT) * scored(RIGHT)
+    levels = (80.0, 5.0, 2.0, 1.0, 0.5, 0.1)
+    sampler = Reverse(sigmas=levels, solver="ddim", corrector=UHMC(0.01, 3), corrections=2, between=(0.5, 2.0))
+    draw = sample(target, 50, sampler=sampler, seed=3)
+    assert [level["sigma"] for level in draw.info.levels if "acceptance" in level] == [2.0, 1.0, 0.5]
+    assert draw.info.evaluations == 6 + 3 * 2 * 3
+    everywhere = replace(sampler, between=(0.0, 1000.0))
+    assert torch.equal(
+        sample(target, 50, sampler=everywhere, seed=3).x,
+        sample(target, 50, sampler=replace(sampler, between=None), seed=3).x,
+    )
+    with pytest.raises(ValueError, match=r"between=\(6.0, 9.0\) holds none of the levels .* 0.1 to 5$"):
+        sample(target, 5, sampler=replace(sampler, between=(6.0, 9.0)), seed=0)
+
+
 def test_no_corrector_is_no_change():
     """Draws of a plain Reverse are those of one with a corrector that does not move, where exponents add up to 1."""
     target = scored(P)
@@ -291,6 +308,10 @@ WRONG = {
     "no corrections": (lambda: Reverse(corrector=UHMC(), corrections=0), ValueError, ["corrections", "got 0"]),
     "corrections without a corrector": (lambda: Reverse(corrections=2), ValueError, ["corrector=UHMC"]),
     "a ratio without a corrector": (lambda: Reverse(snr=0.1), ValueError, ["corrector=UHMC"]),
+    "levels without a corrector": (lambda: Reverse(between=(1.0, 2.0)), ValueError, ["between=", "corrector=UHMC"]),
+    "levels upside down": (
+        lambda: Reverse(corrector=ULA(), between=(2.0, 1.0)), ValueError, ["lowest < highest", "(2.0, 1.0)"],
+    ),
     "a ratio of zero": (lambda: Reverse(corrector=ULA(), snr=0.0), ValueError, ["0.16", "got 0.0"]),
     "two step sizes": (lambda: Reverse(corrector=ULA(0.1), snr=0.1), ValueError, ["step_size=0.1", "one of the two"]),
     "a ratio without scores": (lambda: Reverse(corrector=RandomWalk(), snr=0.1), ValueError, ["uses scores"]),

@@ -269,7 +269,7 @@ OTHERS = [
     Mutation(
         "guidance only with its corrector",
         EQUAL,
-        "replace(own, corrector=None, corrections=1, snr=None)",
+        "replace(own, corrector=None, corrections=1, between=None, snr=None)",
         "own",
         law(laws.equal_evaluations_are_not_exceeded),
     ),

@@ -161,9 +161,10 @@ CORRECTORS = [
              law(corrected.test_every_evaluation_is_counted_and_none_is_made_twice)),
     Mutation("the score is asked for again", REVERSE, "if score is None else score", "",
              law(corrected.test_every_evaluation_is_counted_and_none_is_made_twice)),
-    Mutation("the start is corrected", REVERSE, "if k:\n                        x, score = correct",
-             "if True:\n                        x, score = correct",
+    Mutation("the start is corrected", REVERSE, "if k and correct.wanted(sigma)", "if correct.wanted(sigma)",
              law(corrected.test_every_evaluation_is_counted_and_none_is_made_twice)),
+    Mutation("every level is corrected", CORRECTOR, "low <= sigma <= high", "low <= sigma",
+             law(corrected.test_corrections_between_two_levels_alone)),
     Mutation("noise of one factor", REVERSE, "(variance * noise_share) ** 0.5", "variance**0.5", law(third)),
     Mutation("Heun's second slope of one factor", REVERSE, "-following * noise_share", "-following", law(third)),
 ]  # fmt: skip
