@@ -1,4 +1,4 @@
-"""Training: AdamW, averaged weights, mixed precision, several processes, exact resume.
+"""Training: AdamW or Muon, averaged weights, mixed precision, several processes, exact resume.
 
 ``fit`` trains whatever has ``loss(batch, generator) -> scalar``. A step is a number of micro-batches whose mean
 gradient is used, and all randomness of a micro-batch is a function of the run's seed and its number: the order of the
@@ -23,6 +23,7 @@ from boltzmix.compose.errors import NonFinite
 from boltzmix.models.training.batches import Data, IteratedBatches, batches_of
 from boltzmix.models.training.checkpoint import Checkpoint
 from boltzmix.models.training.distributed import Processes, processes
+from boltzmix.models.training.muon import Muon
 from boltzmix.models.training.plan import Plan, check_intervals, check_numbers
 from boltzmix.models.training.precision import Precision
 from boltzmix.models.training.records import Record, Records
@@ -31,6 +32,7 @@ from boltzmix.models.training.sheets import Sheets, SheetSampler
 
 __all__ = ["Data", "FitResult", "Trainable", "fit"]
 PathLike = str | os.PathLike[str]
+_OPTIMIZERS = ("adamw", "muon")
 
 
 class Trainable(Protocol):
@@ -75,6 +77,7 @@ def fit(
     lr: float = 1e-3,
     warmup: int | None = None,
     weight_decay: float = 0.0,
+    optimizer: Literal["adamw", "muon"] = "adamw",
     ema: float = 0.999,
     clip: float | None = 1.0,
     precision: Literal["float32", "bf16", "fp16"] = "float32",
@@ -106,7 +109,9 @@ def fit(
         batch_size: rows of a micro-batch, default 128; left out for iterables, whose batches have their own size.
         lr: largest learning rate; it rises linearly over ``warmup`` steps and falls as a cosine to zero.
         warmup: default a twentieth of the steps, at most 500.
-        weight_decay: of AdamW.
+        weight_decay: decoupled, as AdamW's.
+        optimizer: ``"muon"`` moves weight matrices by orthogonalised momentum, with AdamW's learning rates and for the
+            rest AdamW (:mod:`boltzmix.models.training.muon`): fewer steps for networks of convolutions or attention.
         ema: decay of the averaged weights, shorter at the start; 0 keeps the last weights.
         clip: largest gradient norm, None for no clipping.
         precision: ``"float32"`` computes in the dtype of the weights; ``"bf16"`` and ``"fp16"`` compute the loss in
@@ -140,6 +145,8 @@ def fit(
         3
     """
     check_numbers(steps, batch_size, lr, warmup, weight_decay, ema, clip, seed)
+    if optimizer not in _OPTIMIZERS:
+        raise ValueError(f"optimizer is one of {', '.join(map(repr, _OPTIMIZERS))}, got {optimizer!r}")
     intervals = {"checkpoint_every": checkpoint_every, "log_every": log_every, "accumulate": accumulate}
     check_intervals({**intervals, "sheet_every": sheet_every})
     if not callable(getattr(model, "loss", None)):
@@ -159,7 +166,7 @@ def fit(
         warmup = min(500, steps // 20) if warmup is None else warmup
         plan = Plan(
             steps, batches.size, float(lr), warmup, float(weight_decay), float(ema), clip, seed, log_every, accumulate,
-            precision, batches.describe(),
+            precision, batches.describe(), optimizer,
         )  # fmt: skip
         run = _Run(model, named, plan, batches, transform, Precision(precision, device, named.values()), peers)
         if sheets is not None:
@@ -188,9 +195,9 @@ class _Run:
         self.precision, self.peers = precision, peers
         self.parameters = list(named.values())
         self.generator = torch.Generator(device=self.parameters[0].device)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99)
-        )
+        options: Any = {"lr": plan.lr, "weight_decay": plan.weight_decay, "betas": (0.9, 0.99)}
+        muon = plan.optimizer == "muon"
+        self.optimizer = Muon(model, named, **options) if muon else torch.optim.AdamW(self.parameters, **options)
         self.averages = [p.detach().clone() for p in self.parameters]
         self.sheets: Sheets | None = None
         self.checkpoint: Checkpoint | None = None

@@ -21,6 +21,7 @@ class Plan:
     accumulate: int
     precision: str
     data: str
+    optimizer: str = "adamw"
 
     def rate(self, step: int) -> float:
         """Learning rate: a linear rise, then half a cosine down to zero."""
