@@ -9,6 +9,7 @@ from boltzmix.models.nets.logits import LogitsConv, LogitsMLP
 from boltzmix.models.nets.mlp import MLP
 from boltzmix.models.nets.pixelcnn import PixelCNN
 from boltzmix.models.nets.scene import SceneNet
+from boltzmix.models.nets.scene_unet import SceneUNet
 from boltzmix.models.nets.temporal_unet import TemporalUNet
 from boltzmix.models.nets.trajectory_dit import TrajectoryDiT
 from boltzmix.models.nets.unet import UNet
@@ -28,6 +29,7 @@ __all__ = [
     "MLP",
     "PixelCNN",
     "SceneNet",
+    "SceneUNet",
     "TemporalUNet",
     "TrajectoryDiT",
     "UNet",

@@ -9,15 +9,23 @@ import boltzmix as bm
 from boltzmix.models import Diffusion, FlowMatching
 from boltzmix.models.description import Description
 from boltzmix.models.load import build
-from boltzmix.models.nets import MLP, SceneNet
+from boltzmix.models.nets import MLP, SceneNet, SceneUNet
 
 FIELDS = {"shape": ("circle", "square", "triangle"), "color": ("red", "green", "blue", "yellow"), "x": (3.0, 13.0),
           "y": (3.0, 13.0)}  # fmt: skip
 
 
-def model(family=Diffusion, seed=0, **options):
+def patches():
+    return SceneNet(size=16, hidden=16, blocks=3)
+
+
+def grids():
+    return SceneUNet(size=16, hidden=(8, 16), blocks=(1, 1))
+
+
+def model(family=Diffusion, seed=0, network=patches, **options):
     torch.manual_seed(seed)
-    net = SceneNet(size=16, hidden=16, blocks=3)
+    net = network()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return family(net, (3, 16, 16), fields=FIELDS, together=[("x", "y")], **options).eval()
@@ -88,9 +96,9 @@ def test_views_merge_by_what_they_say():
         again.given(color="red")
 
 
-@pytest.mark.parametrize("family", [Diffusion, FlowMatching])
-def test_a_composite_of_descriptions_is_one_forward_and_the_sum_of_its_parts(family):
-    p = model(family)
+@pytest.mark.parametrize(("family", "network"), [(Diffusion, patches), (FlowMatching, patches), (Diffusion, grids)])
+def test_a_composite_of_descriptions_is_one_forward_and_the_sum_of_its_parts(family, network):
+    p = model(family, network=network)
     first, second = p.given(shape="circle", x=4, y=5), p.given(color="red")
     x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     calls = []
@@ -103,8 +111,9 @@ def test_a_composite_of_descriptions_is_one_forward_and_the_sum_of_its_parts(fam
     assert not torch.allclose(first.score(x, 0.7), p.score(x, 0.7), atol=1e-3)
 
 
-def test_a_row_for_each_particle_is_that_row():
-    p = model()
+@pytest.mark.parametrize("network", [patches, grids])
+def test_a_row_for_each_particle_is_that_row(network):
+    p = model(network=network)
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     each = p.given(shape=["circle", "square", "triangle"], x=[4.0, 5.0, 6.0], y=7.0)
     assert each.per_row
@@ -148,8 +157,9 @@ def test_the_model_is_written_down_and_built_again():
         built.given(label=3)
 
 
-def test_what_is_said_follows_the_model_to_float64_and_copies():
-    p = model()
+@pytest.mark.parametrize("network", [patches, grids])
+def test_what_is_said_follows_the_model_to_float64_and_copies(network):
+    p = model(network=network)
     view = copy.deepcopy(p.given(shape="circle")).double()
     assert view.score(torch.zeros(2, 3, 16, 16, dtype=torch.float64), 1.0).dtype == torch.float64
 
@@ -165,6 +175,29 @@ def test_a_model_of_descriptions_is_sampled():
 def test_networks_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SceneNet(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"size": 18}, "must tile 18"), ({"hidden": (8,)}, "two positive"), ({"blocks": (0, 1)}, "two positive")],
+)
+def test_grids_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SceneUNet(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layout_in_memory_changes_no_number(dtype):
+    """In bfloat16 the grids lie channels first, as everywhere else; the result is the same up to rounding."""
+    net = model(network=grids).core.net
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([[0.0, 2.0, 4.5, 9.5]]).repeat(3, 1)
+    exact = net.double()(x.double(), torch.zeros(3, dtype=torch.float64), rows.double())
+    net.float()
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        found = net(x, torch.zeros(3), rows)
+    torch.testing.assert_close(found.double(), exact, atol=1e-6 if dtype is torch.float32 else 0.01, rtol=0)
+    assert exact.std() > 0.05
 
 
 def test_a_blob_moves_with_its_place_and_nothing_else():
