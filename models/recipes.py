@@ -125,7 +125,14 @@ def _judge_classifier(model: Any) -> dict[str, Any]:
     return {"held_out_images": len(x), "held_out_accuracy": float(right.float().mean()), "by_class": by_class}
 
 
-def _scenes(scenes: data.Scenes, patch: int, hidden: int, steps: int, whole: bool = False) -> Recipe:
+def _scenes(
+    scenes: data.Scenes,
+    net: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    whole: bool = False,
+    noise: tuple[float, float] = (0.2, 1.5),
+    dropout: float = 0.15,
+) -> Recipe:
     """Scenes told by the description of one object, or (``whole``) by everything that they contain."""
     counts = {"shape": list(data.scenes.SHAPES), "color": list(data.scenes.COLORS)}
     place = {axis: [scenes.margin, scenes.size - scenes.margin] for axis in ("x", "y")}
@@ -142,23 +149,26 @@ def _scenes(scenes: data.Scenes, patch: int, hidden: int, steps: int, whole: boo
         "together": together,
         "sigma_data": 0.33,
         "sigma_range": [0.02, 80.0],
-        "noise": [0.2, 1.5],
-        "dropout": 0.15,
+        "noise": list(noise),
+        "dropout": dropout,
     }
-    net = {
+    columns = {
         "size": scenes.size,
-        "patch": patch,
-        "hidden": hidden,
         "attributes": [len(values) for values in counts.values()],
         "objects": scenes.most if whole else 1,
         "extra": [] if whole else [len(data.scenes.RELATIONS), *(len(values) for values in counts.values())],
     }
+    net = {**net, "arguments": {**net["arguments"], **columns}}
     return Recipe(
-        {"class": "Diffusion", "arguments": arguments, "net": {"class": "SceneNet", "arguments": net}},
-        {"steps": steps, "batch_size": 64, "lr": 1.5e-3, "ema": 0.9995},
+        {"class": "Diffusion", "arguments": arguments, "net": net},
+        {"batch_size": 64, "lr": 1.5e-3, "ema": 0.9995, **settings},
         lambda: scenes.full_stream if whole else scenes.stream,
         lambda model: _judge_scenes(model, scenes.full_stream if whole else scenes.stream),
     )
+
+
+def _patches(patch: int, hidden: int) -> dict[str, Any]:
+    return {"class": "SceneNet", "arguments": {"patch": patch, "hidden": hidden}}
 
 
 def _palettes() -> Recipe:
@@ -287,9 +297,15 @@ RECIPES: dict[str, Recipe] = {
     "bar": _toy("bar", 0.4, 0.02, 0.005),
     "digits": _digits(),
     "digits-classifier": _classifier(),
-    "scenes": _scenes(data.Scenes(), 4, 96, 24_000),
-    "scenes16": _scenes(data.Scenes.small(), 2, 48, 12_000),
-    "scenes-whole": _scenes(data.Scenes(), 4, 96, 8_000, whole=True),
+    "scenes": _scenes(
+        data.Scenes(),
+        {"class": "SceneUNet", "arguments": {"patch": 2, "hidden": [64, 96], "blocks": [1, 2]}},
+        {"steps": 12_000, "lr": 1.3e-3, "optimizer": "muon", "precision": "bf16", "accumulate": 2},
+        noise=(0.3, 1.3),
+        dropout=0.25,
+    ),
+    "scenes16": _scenes(data.Scenes.small(), _patches(2, 48), {"steps": 12_000}),
+    "scenes-whole": _scenes(data.Scenes(), _patches(4, 96), {"steps": 8_000}, whole=True),
     "palettes": _palettes(),
     "obstacles": _trajectories(
         data.obstacle_world.TRAJECTORY,

@@ -67,10 +67,45 @@ def _corrected(kernel: Any, each: int, corrections: int = 1) -> Callable[[int, i
     return make
 
 
+def _focused(
+    kernel: Any, each: int, corrections: int, between: tuple[float, float], snr: float
+) -> Callable[[int, int], Sampler]:
+    """Ancestral steps from σ = 20 to 0.05, corrected where a scene decides how many objects it has, and only there.
+
+    Above, blurred objects cannot be counted; below, none comes or goes any more. As many levels as ``each`` evaluations
+    for a correction leave.
+    """
+    low, high = between
+
+    def make(evaluations: int, population: int) -> Sampler:
+        def cost(ladder: Ladder) -> int:
+            corrected = sum(low <= sigma <= high for sigma in ladder.begins[1:])
+            return len(ladder.begins) + each * corrections * corrected
+
+        ladder = next(
+            (found for steps in range(evaluations, 3, -1) if cost(found := visible(steps)) <= evaluations), visible(3)
+        )
+        return Reverse(
+            sigmas=ladder, solver="ddpm", corrector=kernel, corrections=corrections, between=between, snr=snr
+        )
+
+    return make
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("reverse", "ancestral steps on summed scores", lambda e, _: Reverse(steps=e, solver="ddpm")),
+        Method(
+            "visible",
+            "ancestral steps from σ = 20 to 0.05",
+            lambda e, _: Reverse(sigmas=visible(e), solver="ddpm"),
+        ),
+        Method(
+            "focused",
+            "the same, with four times three leapfrogs at each level from σ = 1 to 3",
+            _focused(UHMC(num_leapfrog=3), 3, 4, (1.0, 3.0), 0.2),
+        ),
         Method(
             "interval",
             "ancestral steps from σ = 20 to 0.05, guided above σ = 1 alone",

@@ -232,16 +232,16 @@ def _counts(report: Report, settings: Settings, k: int, power: float) -> None:
     task = f"N given {k} place{'s' if k > 1 else ''}, power {power:g}"
     for times in _TIMES if not settings.quick else _TIMES[:1]:
         left = {}
-        for name in ("reverse", "uhmc", "fkc"):
+        for name in ("reverse", "visible", "uhmc", "focused", "fkc"):
             found = counts.judge(
                 report, METHODS[name], model, scenes, k, power, times * base, pictures_each, settings.seeds[0]
             )
             report.keep()
             left[name] = found.tv
-        reverse = left.pop("reverse")
+        plain = min(left.pop("reverse"), left.pop("visible"))
         best = min(left, key=lambda name: left[name])
-        quantity = f"best corrected ({best}) over reverse, total variation, about {times * base} evaluations"
-        report.check(task, quantity, left[best] / reverse, "≤", 0.5)
+        quantity = f"best corrected ({best}) over the better of two ladders without, about {times * base} evaluations"
+        report.check(task, quantity, left[best] / plain, "≤", 0.5)
 
 
 def _not(report: Report, settings: Settings) -> None:
