@@ -69,27 +69,36 @@ def _corrected(kernel: Any, each: int, corrections: int = 1) -> Callable[[int, i
 
 def _focused(
     kernel: Any, each: int, corrections: int, between: tuple[float, float], snr: float
-) -> Callable[[int, int], Sampler]:
+) -> Callable[..., Sampler]:
     """Ancestral steps from σ = 20 to 0.05, corrected where a scene decides how many objects it has, and only there.
 
-    Above, blurred objects cannot be counted; below, none comes or goes any more. As many levels as ``each`` evaluations
-    for a correction leave.
+    Above, blurred objects cannot be counted; below, none comes or goes any more. Of 50 evaluations, three levels there
+    with four corrections of three take 39, and the other levels 11.
     """
-    low, high = between
+    high, low = max(between), min(between)
 
     def make(evaluations: int, population: int) -> Sampler:
-        def cost(ladder: Ladder) -> int:
-            corrected = sum(low <= sigma <= high for sigma in ladder.begins[1:])
-            return len(ladder.begins) + each * corrections * corrected
-
-        ladder = next(
-            (found for steps in range(evaluations, 3, -1) if cost(found := visible(steps)) <= evaluations), visible(3)
-        )
+        inner = max(1, round(0.06 * evaluations))
+        outer = max(4, evaluations - inner * (1 + each * corrections))
+        above = (outer + 1) // 2
+        levels = [
+            *_ratios(20.0, high, above),
+            *_ratios(high, low, inner - 1),
+            low,
+            *_ratios(low, 0.05, outer - above)[1:],
+        ]
+        levels.append(0.05)
+        ladder = replace(Ladder.down(levels), centre=CENTRE, spread=20.0)
         return Reverse(
             sigmas=ladder, solver="ddpm", corrector=kernel, corrections=corrections, between=between, snr=snr
         )
 
     return make
+
+
+def _ratios(start: float, end: float, n: int) -> list[float]:
+    """n levels from ``start`` towards ``end``, which is left out, each the same share of the one before."""
+    return [start * (end / start) ** (i / n) for i in range(n)]
 
 
 METHODS: dict[str, Method] = {
@@ -103,8 +112,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "focused",
-            "the same, with four times three leapfrogs at each level from σ = 1 to 3",
-            _focused(UHMC(num_leapfrog=3), 3, 4, (1.0, 3.0), 0.2),
+            "the same, with four times three leapfrogs at each level from σ = 1.2 to 4, and few levels elsewhere",
+            _focused(UHMC(num_leapfrog=3), 3, 4, (1.2, 4.0), 0.2),
         ),
         Method(
             "interval",

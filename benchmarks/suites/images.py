@@ -228,10 +228,11 @@ def _prior(report: Report, settings: Settings) -> None:
 def _counts(report: Report, settings: Settings, k: int, power: float) -> None:
     """The law of N: what reverse diffusion leaves, and what correction takes away of it, budget by budget."""
     model, scenes = _model(settings)
-    base, pictures_each = settings.size(_EVALUATIONS, 10), settings.size(128, 32)
+    base = settings.size(_EVALUATIONS, 10)
     task = f"N given {k} place{'s' if k > 1 else ''}, power {power:g}"
     for times in _TIMES if not settings.quick else _TIMES[:1]:
         left = {}
+        pictures_each = settings.size(256 if times == 1 else 128, 32)
         for name in ("reverse", "visible", "uhmc", "focused", "fkc"):
             found = counts.judge(
                 report, METHODS[name], model, scenes, k, power, times * base, pictures_each, settings.seeds[0]
