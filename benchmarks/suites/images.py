@@ -237,12 +237,13 @@ def _counts(report: Report, settings: Settings, k: int, power: float) -> None:
             found = counts.judge(
                 report, METHODS[name], model, scenes, k, power, times * base, pictures_each, settings.seeds[0]
             )
-            report.keep()
             left[name] = found.tv
+            report.keep()
         plain = min(left.pop("reverse"), left.pop("visible"))
         best = min(left, key=lambda name: left[name])
         quantity = f"best corrected ({best}) over the better of two ladders without, about {times * base} evaluations"
         report.check(task, quantity, left[best] / plain, "≤", 0.5)
+        report.keep()
 
 
 def _not(report: Report, settings: Settings) -> None:
