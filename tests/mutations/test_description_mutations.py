@@ -18,7 +18,7 @@ INVENTORY = law(test_scenes.test_an_inventory_holds_everything_in_random_order)
 ROWS = law(test_description.test_rows_hold_what_is_said)
 TRAINING = law(test_description.test_training_hides_descriptions_and_checks_them)
 BLOB = law(test_description.test_a_blob_moves_with_its_place_and_nothing_else)
-EACH = law(test_description.test_a_row_for_each_particle_is_that_row)
+EACH = law(test_description.test_a_row_for_each_particle_is_that_row, test_description.patches)
 
 
 def apart():
