@@ -146,7 +146,7 @@ def corrector_of(sampler: "Reverse", view: FlatView, ladder: Ladder) -> Correcto
     corrector = Corrector(
         sampler.corrector, sampler.corrections, sampler.snr, view, ladder.begins[-1], sampler.between or (0.0, math.inf)
     )
-    if not any(corrector.wanted(sigma) for sigma in ladder.begins[1:]):
+    if sampler.between is not None and not any(corrector.wanted(sigma) for sigma in ladder.begins[1:]):
         raise ValueError(
             f"between={sampler.between} holds none of the levels that can be corrected, "
             f"{ladder.begins[-1]:.3g} to {max(ladder.begins[1:], default=math.nan):.3g}"

@@ -273,6 +273,14 @@ def test_corrections_between_two_levels_alone():
         sample(target, 5, sampler=replace(sampler, between=(6.0, 9.0)), seed=0)
 
 
+def test_a_single_level_has_nothing_to_correct():
+    plain, idle = (
+        sample(scored(P), 5, sampler=Reverse(1, "ddim", corrector=kernel), seed=0) for kernel in (None, UHMC())
+    )
+    assert torch.equal(idle.x, plain.x)
+    assert idle.info.evaluations == plain.info.evaluations
+
+
 def test_no_corrector_is_no_change():
     """Draws of a plain Reverse are those of one with a corrector that does not move, where exponents add up to 1."""
     target = scored(P)
