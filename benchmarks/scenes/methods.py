@@ -75,7 +75,7 @@ def _focused(
     Above, blurred objects cannot be counted; below, none comes or goes any more. Of 50 evaluations, three levels there
     with four corrections of three take 39, and the other levels 11.
     """
-    high, low = max(between), min(between)
+    low, high = between
 
     def make(evaluations: int, population: int) -> Sampler:
         inner = max(1, round(0.06 * evaluations))
@@ -86,8 +86,8 @@ def _focused(
             *_ratios(high, low, inner - 1),
             low,
             *_ratios(low, 0.05, outer - above)[1:],
+            0.05,
         ]
-        levels.append(0.05)
         ladder = replace(Ladder.down(levels), centre=CENTRE, spread=20.0)
         return Reverse(
             sigmas=ladder, solver="ddpm", corrector=kernel, corrections=corrections, between=between, snr=snr

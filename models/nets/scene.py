@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzmix.models.nets.embedding import Conditioning
-from boltzmix.models.nets.unet import Attention, ResidualBlock
+from boltzmix.models.nets.unet import Attention, ResidualBlock, norm_groups
 
 _BLOB = 1.5  # standard deviation of a blob in pixels
 
@@ -106,7 +106,7 @@ class SceneNet(nn.Module):
         if blocks < 1 or blocks % 2 == 0:
             raise ValueError(f"blocks is an odd number, so that the two halves mirror each other, got {blocks}")
         width = 2 * hidden
-        groups = next(g for g in (8, 4, 2, 1) if hidden % g == 0)
+        groups = norm_groups(hidden)
         self.patch = patch
         self.maps = DescriptionMaps(attributes, objects, extra, size, width)
         self.columns = self.maps.columns

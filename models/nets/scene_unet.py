@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from boltzmix.models.nets.embedding import Conditioning
 from boltzmix.models.nets.scene import DescriptionMaps
-from boltzmix.models.nets.unet import Attention, ResidualBlock
+from boltzmix.models.nets.unet import Attention, ResidualBlock, norm_groups
 
 
 class SceneUNet(nn.Module):
@@ -57,7 +57,7 @@ class SceneUNet(nn.Module):
             raise ValueError(f"hidden and blocks are two positive numbers, fine and coarse, got {hidden} and {blocks}")
         fine, coarse = hidden
         width = 2 * fine
-        groups = [next(g for g in (8, 4, 2, 1) if c % g == 0) for c in hidden]
+        groups = [norm_groups(c) for c in hidden]
         self.patch = patch
         self.maps = DescriptionMaps(attributes, objects, extra, size, width)
         self.columns = self.maps.columns

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from boltzmix.models.nets.embedding import Conditioning
 from boltzmix.models.nets.fields import FieldEmbedding
+from boltzmix.models.nets.unet import norm_groups
 
 
 class TemporalBlock(nn.Module):
@@ -90,7 +91,7 @@ class TemporalUNet(nn.Module):
         self.columns = None if fields is None else len(fields)
         self.conditioning = Conditioning(width)
         self.fields = None if fields is None else FieldEmbedding(fields, width)
-        groups = [next(g for g in (8, 4, 2, 1) if c % g == 0) for c in hidden]
+        groups = [norm_groups(c) for c in hidden]
 
         def level(channels: int, group: int) -> nn.ModuleList:
             return nn.ModuleList(TemporalBlock(channels, kernel, group) for _ in range(blocks))

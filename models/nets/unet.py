@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from boltzmix.models.nets.embedding import Conditioning
 
 
+def norm_groups(channels: int) -> int:
+    """How many groups of equal size a GroupNorm makes of channels: 8, or the next power of two that divides them."""
+    return next(g for g in (8, 4, 2, 1) if channels % g == 0)
+
+
 class ResidualBlock(nn.Module):
     """``h + conv(silu((1 + a) ⊙ norm(conv(silu(norm h))) + b))`` with a, b from the embedding."""
 
@@ -85,7 +90,7 @@ class UNet(nn.Module):
         """Build the two paths; the last convolution starts at zero, so that training starts from the Gaussian base."""
         super().__init__()
         self.num_classes = num_classes
-        groups = [next(g for g in (8, 4, 2, 1) if c % g == 0) for c in hidden]
+        groups = [norm_groups(c) for c in hidden]
         width = 4 * hidden[0]
         self.factor = 2 ** (len(hidden) - 1)
         self.conditioning = Conditioning(width, num_classes)
